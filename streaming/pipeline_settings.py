@@ -78,6 +78,11 @@ def add_kafka_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def kafka_connection(args: argparse.Namespace) -> dict[str, Any]:
+    """What every kafka-python client needs to connect."""
+    return {"bootstrap_servers": args.bootstrap_servers.split(","), "bootstrap_timeout_ms": 20_000}
+
+
 def add_logging_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("logging")
     option(group, "--log-level", "LOG_LEVEL", "INFO", _log_level, "DEBUG, INFO, WARNING or ERROR")
