@@ -30,6 +30,7 @@ MAX_AHEAD = timedelta(minutes=5)  # a device's clock may run this much ahead of 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 SCHEMAS = Path(__file__).parent / "schemas"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NEVER = datetime(9999, 1, 1, tzinfo=UTC)  # a Kafka timestamp beyond it is nonsense; Python's times end there
 
 Columns = list[str | None]  # one text per column, as PostgreSQL reads it; None is NULL
 
@@ -75,7 +76,8 @@ class Contract:
     def decode(self, value: bytes | None, key: bytes | None, timestamp_ms: int) -> Columns:
         """The columns' texts of one Kafka record.
 
-        timestamp_ms is the record's Kafka timestamp; a negative one (the producer gave none) stands for now.
+        timestamp_ms is the record's Kafka timestamp; a negative one (the producer gave none), or one beyond the
+        year 9998, stands for now.
         Raises InvalidRecord and nothing else.
         """
         at = _from_milliseconds(timestamp_ms)
@@ -96,6 +98,8 @@ class Contract:
         columns: Columns = []
         for field in self.fields:
             found = record.get(field.name)
+            if found is None and field.name == "updated_at":
+                found = at.isoformat()
             if found is not None:
                 try:
                     columns.append(field.parse(found, latest))
@@ -104,7 +108,7 @@ class Contract:
             elif field.required:
                 raise InvalidRecord("missing_field", f"{field.name} is missing")
             else:
-                columns.append(_time_text(at) if field.name == "updated_at" else None)
+                columns.append(None)
         if self.compacted:
             columns.append(None)
         unknown = record.keys() - self.field_names
@@ -117,7 +121,8 @@ class Contract:
             _identifier(name, at)
         except (UnicodeDecodeError, InvalidRecord):
             raise InvalidRecord("key_mismatch", f"a deletion's key must be a {self.key[0]}") from None
-        texts = {self.key[0]: name, "updated_at": _time_text(at), "deleted_at": _time_text(at)}
+        deleted_at = _time(at.isoformat(), at)
+        texts = {self.key[0]: name, "updated_at": deleted_at, "deleted_at": deleted_at}
         return [texts.get(column) for column in self.columns]
 
     def json_schema(self) -> dict[str, Any]:
@@ -128,6 +133,7 @@ class Contract:
             "type": "object",
             "properties": {field.name: {**field.schema, "description": field.description} for field in self.fields},
             "required": [field.name for field in self.fields if field.required],
+            "propertyNames": {"pattern": f"^{_STORABLE}*$"},
             "additionalProperties": True,
         }
 
@@ -163,14 +169,21 @@ def _type_name(value: Any) -> str:
     return names.get(type(value), "null")
 
 
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # PostgreSQL's text and jsonb hold no NUL, UTF-8 no lone surrogate
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidRecord("wrong_type", f"must be a string, found {_type_name(value)}")
+    return value
+
+
 def _text(low: int, high: int) -> Callable[[Any, datetime], str]:
     def parse(value: Any, latest: datetime) -> str:
-        if not isinstance(value, str):
-            raise InvalidRecord("wrong_type", f"must be a string, found {_type_name(value)}")
-        if not low <= len(value) <= high:
+        if not low <= len(_string(value)) <= high:
             raise InvalidRecord("bad_value", f"must have {low} to {high} characters, has {len(value)}")
-        if "\0" in value:
-            raise InvalidRecord("bad_value", "contains a NUL character")
+        if _UNSTORABLE.search(value):
+            raise InvalidRecord("bad_value", "contains a NUL character or a lone surrogate")
         return value
 
     return parse
@@ -181,6 +194,8 @@ _long_text = _text(0, 200)
 
 
 def _text_or_integer(value: Any, latest: datetime) -> str:
+    if isinstance(value, float):
+        raise InvalidRecord("wrong_type", "must be a string or an integer, found a floating-point number")
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     return _short_text(value, latest)
@@ -201,27 +216,23 @@ def _event_id(value: Any, latest: datetime) -> str:
     return text.lower() if _UUID.fullmatch(text) else str(uuid.uuid5(uuid.NAMESPACE_OID, text))
 
 
-_DATE_TIME = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:Z|([+-])(\d\d):(\d\d))?", re.ASCII
-)
-_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_DAY = r"([0-9]{4})-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+_HOUR, _SIXTY = "([01][0-9]|2[0-3])", "([0-5][0-9])"
+_DATE = re.compile(_DAY)
+_DATE_TIME = re.compile(rf"{_DAY}[T ]{_HOUR}:{_SIXTY}:{_SIXTY}(?:\.([0-9]+))?(?:Z|([+-]){_HOUR}:{_SIXTY})?")
 
 
 def _time(value: Any, latest: datetime) -> str:
     """An RFC 3339 date-time as UTC text, cut to the microsecond."""
-    if not isinstance(value, str):
-        raise InvalidRecord("wrong_type", f"must be a date-time string, found {_type_name(value)}")
-    match = _DATE_TIME.fullmatch(value)
+    match = _DATE_TIME.fullmatch(_string(value))
     if not match:
         raise InvalidRecord("bad_time", "is not an RFC 3339 date-time (2026-05-04T13:20:00.5Z)")
     *parts, fraction, sign, hours, minutes = match.groups()
+    year, month, day, hour, minute, second = map(int, parts)
+    microsecond = int((fraction or "0")[:6].ljust(6, "0"))
+    offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
     try:
-        offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
-        if int(minutes or 0) > 59:
-            raise ValueError("offset minutes must be in 0..59")
         zone = timezone(-offset if sign == "-" else offset)
-        year, month, day, hour, minute, second = map(int, parts)
-        microsecond = int((fraction or "0")[:6].ljust(6, "0"))
         at = datetime(year, month, day, hour, minute, second, microsecond, zone).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise InvalidRecord("bad_time", f"is no date-time: {error}") from None
@@ -229,7 +240,7 @@ def _time(value: Any, latest: datetime) -> str:
         raise InvalidRecord("time_too_early", f"lies before {EARLIEST:%Y-%m-%d}")
     if at > latest:
         raise InvalidRecord("time_in_future", "lies more than 5 minutes after the record's Kafka timestamp")
-    return _time_text(at)
+    return at.strftime("%Y-%m-%d %H:%M:%S.%f+00")
 
 
 def _time_or_date(value: Any, latest: datetime) -> str:
@@ -238,16 +249,9 @@ def _time_or_date(value: Any, latest: datetime) -> str:
     return _time(value, latest)
 
 
-def _time_text(at: datetime) -> str:
-    return at.strftime("%Y-%m-%d %H:%M:%S.%f+00")
-
-
 def _from_milliseconds(milliseconds: int) -> datetime:
-    if milliseconds >= 0:
-        try:
-            return EPOCH + timedelta(milliseconds=milliseconds)
-        except OverflowError:
-            pass  # a producer's nonsense, beyond the year 9999: no bound to hold a device to
+    if 0 <= milliseconds < (NEVER - EPOCH) // timedelta(milliseconds=1):
+        return EPOCH + timedelta(milliseconds=milliseconds)
     return datetime.fromtimestamp(time.time(), UTC)
 
 
@@ -257,7 +261,8 @@ def _number(low: float, high: float) -> Callable[[Any, datetime], str]:
             raise InvalidRecord("wrong_type", f"must be a number, found {_type_name(value)}")
         if not low <= value <= high:
             raise InvalidRecord("bad_value", f"must lie between {low:g} and {high:g}")
-        return repr(float(value))
+        # PostgreSQL refuses what would underflow in a column of type real, and -0 is nobody's reading
+        return repr(float(value) if abs(value) > 1e-30 else 0.0)
 
     return parse
 
@@ -272,9 +277,7 @@ EVENT_TYPES = {"open": "open", "close": "close", "fail": "fail", "command_failed
 
 
 def _event_type(value: Any, latest: datetime) -> str:
-    if not isinstance(value, str):
-        raise InvalidRecord("wrong_type", f"must be a string, found {_type_name(value)}")
-    if value not in EVENT_TYPES:
+    if _string(value) not in EVENT_TYPES:
         raise InvalidRecord("bad_value", f"must be one of {', '.join(EVENT_TYPES)}")
     return EVENT_TYPES[value]
 
@@ -286,21 +289,22 @@ def time_zones() -> frozenset[str]:
 
 
 def _time_zone(value: Any, latest: datetime) -> str:
-    if not isinstance(value, str):
-        raise InvalidRecord("wrong_type", f"must be a string, found {_type_name(value)}")
-    if value not in time_zones():
+    if _string(value) not in time_zones():
         raise InvalidRecord("bad_value", "is not a time zone of the IANA list")
     return value
 
 
 def _extra(fields: dict[str, Any]) -> str:
-    """The unknown fields as JSON text that PostgreSQL's jsonb takes: no NUL, and every number within a double."""
+    """The unknown fields as JSON text that PostgreSQL's jsonb takes; every number is within a double's range.
 
-    def check(value: Any, depth: int) -> None:
-        if depth > MAX_EXTRA_DEPTH:
+    A level is an object or an array within another; the object of the unknown fields is the first.
+    """
+
+    def check(value: Any, level: int) -> None:
+        if isinstance(value, dict | list) and level > MAX_EXTRA_DEPTH:
             raise InvalidRecord("bad_extra", f"unknown fields are nested deeper than {MAX_EXTRA_DEPTH} levels")
-        if isinstance(value, str) and "\0" in value:
-            raise InvalidRecord("bad_extra", "an unknown field contains a NUL character")
+        if isinstance(value, str) and _UNSTORABLE.search(value):
+            raise InvalidRecord("bad_extra", "an unknown field contains a NUL character or a lone surrogate")
         if isinstance(value, int | float):
             try:
                 finite = math.isfinite(float(value))
@@ -308,38 +312,41 @@ def _extra(fields: dict[str, Any]) -> str:
                 finite = False
             if not finite:
                 raise InvalidRecord("bad_extra", "an unknown field holds a number beyond a double's range")
-        if isinstance(value, dict):
-            for name, item in value.items():
-                check(name, depth)
-                check(item, depth + 1)
-        if isinstance(value, list):
-            for item in value:
-                check(item, depth + 1)
+        for item in value if isinstance(value, list) else (*value, *value.values()) if isinstance(value, dict) else ():
+            check(item, level + 1)
 
-    check(fields, 0)
+    check(fields, 1)
     text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
     if len(text.encode()) > MAX_EXTRA_BYTES:
         raise InvalidRecord("bad_extra", f"unknown fields take {len(text.encode())} bytes; limit {MAX_EXTRA_BYTES}")
     return text
 
 
-_ID = {"type": ["string", "integer"], "minLength": 1, "maxLength": 64}
-_TIME = {"type": "string", "format": "date-time"}
-_OPEN = {"type": ["string", "null"], "maxLength": 200}
+# The schemas say what the decoder does as far as a schema can, and never more: `format` would refuse a time with a
+# blank for the T or without an offset, and \s is not the same everywhere, so the patterns spell out what they mean.
+_STORABLE = r"[^\u0000]"
+_NO_BLANK = r"[^\u0000\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+_SHORT = {"minLength": 1, "maxLength": 64, "pattern": f"^{_STORABLE}*$"}
+_INTEGER = {"minimum": -1e63, "maximum": 1e64}  # 64 characters as decimal text
+_EVENT_ID = {"type": ["string", "integer"], **_SHORT, **_INTEGER}
+_ID = {**_EVENT_ID, "pattern": f"^{_NO_BLANK}({_STORABLE}*{_NO_BLANK})?$"}
+_TIME = {"type": "string", "pattern": f"^{_DATE_TIME.pattern}$"}
+_OPTIONAL_TIME = {**_TIME, "type": ["string", "null"]}
+_OPEN = {"type": ["string", "null"], "maxLength": 200, "pattern": f"^{_STORABLE}*$"}
 
 EVENTS = Contract(
     "smart-access.events",
     "raw_access_events",
     ("event_id",),
     (
-        Field("event_id", _event_id, _ID, "UUID (UUIDv7 from the producer); other text maps to a uuid5 of it"),
+        Field("event_id", _event_id, _EVENT_ID, "UUID (UUIDv7 from the producer); other text maps to a uuid5 of it"),
         Field("device_id", _identifier, _ID, "device that reports, and the record's key"),
         Field("event_ts", _time, _TIME, "when it happened; without an offset it is UTC"),
         Field("event_type", _event_type, {"enum": list(EVENT_TYPES)}, "what happened; command_failed means fail"),
         Field(
             "trigger_source",
             _short_text,
-            {"type": "string", "minLength": 1, "maxLength": 64},
+            {"type": "string", **_SHORT},
             "what set it off: app, keypad, schedule …; an open vocabulary",
         ),
     ),
@@ -380,11 +387,17 @@ DEVICES = Contract(
         Field("device_type", _long_text, _OPEN, "lock, garage_door, gate …; an open vocabulary", required=False),
         Field("model", _long_text, _OPEN, "maker's model name", required=False),
         Field("firmware_version", _long_text, _OPEN, "firmware that the device runs", required=False),
-        Field("installed_at", _time_or_date, {"type": ["string", "null"]}, "date-time or date of installation", False),
+        Field(
+            "installed_at",
+            _time_or_date,
+            {**_OPTIONAL_TIME, "pattern": f"^({_DATE.pattern}|{_DATE_TIME.pattern})$"},
+            "date-time or date of installation",
+            required=False,
+        ),
         Field(
             "updated_at",
             _time,
-            {"type": ["string", "null"], "format": "date-time"},
+            _OPTIONAL_TIME,
             "when the entry was made; the newest wins; absent: the record's Kafka timestamp",
             required=False,
         ),
@@ -399,11 +412,17 @@ HOUSEHOLDS = Contract(
     (
         Field("household_id", _identifier, _ID, "household, and the record's key"),
         Field("region", _long_text, _OPEN, "region; an open vocabulary", required=False),
-        Field("timezone", _time_zone, {"type": ["string", "null"]}, "IANA time zone; absent: UTC", required=False),
+        Field(
+            "timezone",
+            _time_zone,
+            {"type": ["string", "null"], "pattern": "^[A-Za-z][A-Za-z0-9_+/-]*$"},
+            "IANA time zone; absent: UTC",
+            required=False,
+        ),
         Field(
             "updated_at",
             _time,
-            {"type": ["string", "null"], "format": "date-time"},
+            _OPTIONAL_TIME,
             "when the entry was made; the newest wins; absent: the record's Kafka timestamp",
             required=False,
         ),
