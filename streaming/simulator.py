@@ -143,7 +143,7 @@ class Simulator:
         self._signal_mean = [rng.uniform(*world.signal_mean) for _ in range(count)]
         self._signal = list(self._signal_mean)
         self._replace_at = [rng.uniform(*world.battery_replace) for _ in range(count)]
-        self._battery = [rng.uniform(low, 100) for low in self._replace_at]
+        self._battery = [rng.uniform(low + 1, 100) for low in self._replace_at]
         self._operations = [0] * count
         drain_per_day = [100 / (model.battery_months * 30.4) if model.battery_months else 0.0 for model in models]
         motor = world.operations_drain
@@ -384,7 +384,7 @@ class Simulator:
             f'"is_online":{"true" if online else "false"}}}'
         )
         self._health_until_malformed -= 1
-        if self._health_until_malformed > 0:
+        if self._health_until_malformed > 0 or truths:  # what the ground truth tells of stays readable
             return HEALTH, self._keys[d], value.encode(), truths or None
         self._health_until_malformed = self._gap(self._malformed_share)
         mistake = next(self._health_mistakes)
