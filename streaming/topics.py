@@ -41,3 +41,12 @@ def ensure_topics(connection: dict[str, Any], partitions: int, replication_facto
         return made
     finally:
         admin.close()
+
+
+def cluster_id(connection: dict[str, Any]) -> str:
+    """The id that Kafka made for itself when its storage was formatted; another one is another log."""
+    admin = KafkaAdminClient(**connection)
+    try:
+        return str(admin.describe_cluster()["cluster_id"])
+    finally:
+        admin.close()

@@ -1,0 +1,167 @@
+"""Moves the four topics into PostgreSQL, exactly once. Start as many as there are partitions; stop them at will.
+
+    python streaming/kafka_consumer.py [--help]
+
+Two threads: one polls and decodes (membership.py), one writes (writer.py, sink.py). Positions come from the ledger in
+PostgreSQL, never from Kafka; offsets are committed to Kafka as well, after the fact, for the tools that read lag there.
+
+Ctrl+C or SIGTERM: finishes the batch, commits, leaves the group, exits 0. A kill at any instant loses nothing and
+doubles nothing. Exit code 1: the last line says which setting, or which decision, is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+from functools import partial
+
+import psycopg2
+import tenacity
+from kafka.errors import KafkaTimeoutError
+
+import pipeline_metrics as metrics
+from membership import ClusterChanged, LogMismatch, Session
+from pipeline_settings import (
+    add_kafka_options,
+    add_logging_options,
+    apply_schema,
+    connect_postgres,
+    kafka_connection,
+    number,
+    option,
+    postgres_parameters,
+    set_up_logging,
+)
+from sink import Fenced, Sink, is_outage
+from topics import cluster_id, ensure_topics
+from writer import Status, Writer
+
+log = logging.getLogger("consumer")
+
+STOP_TIMEOUT_S = 30.0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Moves the reports of access devices from Kafka into PostgreSQL, exactly once.",
+        epilog="PostgreSQL is named by libpq's variables: PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD, PGSSLMODE …",
+    )
+    option(parser, "--group", "CONSUMER_GROUP", "smart-access-sink", str, "consumer group, and the ledger's name")
+    option(parser, "--instance-id", "CONSUMER_INSTANCE_ID", "", str, "static member name: restarts without rebalancing")
+    option(parser, "--batch-size", "BATCH_SIZE", 20_000, number(int, 1, 1_000_000), "most rows in one transaction")
+    option(parser, "--batch-timeout", "BATCH_TIMEOUT", 1.0, number(float, 0, 60), "longest wait of a row, seconds")
+    option(parser, "--session-timeout", "SESSION_TIMEOUT", 10, number(float, 1, 1800), "group's patience, seconds")
+    option(parser, "--metrics-port", "CONSUMER_METRICS_PORT", 9101, number(int, 0, 65535), "/metrics; 0 is off")
+    parser.add_argument(
+        "--accept-gap", action="store_true", help="go on past offsets that Kafka has deleted, and record the gap"
+    )
+    add_kafka_options(parser)
+    add_logging_options(parser)
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_arguments()
+    set_up_logging(args)
+    sys.setswitchinterval(0.0002)  # the default of 5 ms leaves one thread waiting while the other computes
+    stop = threading.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: stop.set())
+    status = Status()
+    if args.metrics_port:
+        try:
+            metrics.serve(args.metrics_port, status.report)
+        except OSError as error:
+            log.error("port %d is taken (%s): set CONSUMER_METRICS_PORT", args.metrics_port, error.strerror)
+            return 1
+    try:
+        wait_for_postgres(stop, status)
+        ensure_topics(kafka_connection(args), args.partitions, args.replication_factor)
+    except KafkaTimeoutError:
+        log.error("no broker answers at %s: set KAFKA_BOOTSTRAP_SERVERS", args.bootstrap_servers)
+        return 1
+    except psycopg2.OperationalError as error:
+        if stop.is_set():
+            log.info("stopped before PostgreSQL answered")
+            return 0
+        log.error("PostgreSQL refuses: %s. Set %s", str(error).strip(), ", ".join(postgres_parameters()))
+        return 1
+    while not stop.is_set():
+        try:
+            run_session(args, stop, status)
+        except Fenced as error:
+            metrics.FENCED.inc()
+            log.warning("fenced: another consumer owns %s. Nothing of this batch was written; joining anew", error)
+        except ClusterChanged as error:
+            log.warning("%s: Kafka was made anew, starting afresh", error)
+        except RetriableError as error:
+            log.warning("Kafka: %s; joining anew", error)
+            stop.wait(1)
+        except (LogMismatch, KafkaError) as error:
+            log.error("%s", error)
+            return 1
+    log.info("stopped")
+    return 0
+
+
+def wait_for_postgres(stop: threading.Event, status: Status) -> None:
+    """Makes the tables, waiting for PostgreSQL as long as it takes. Raises what waiting cannot mend."""
+
+    def say(attempt: tenacity.RetryCallState) -> None:
+        error = attempt.outcome.exception() if attempt.outcome else ""
+        if attempt.attempt_number == 1:
+            log.warning("waiting for PostgreSQL (PGHOST, PGPORT): %s", str(error).strip().splitlines()[0])
+            status.set("backing_off", "PostgreSQL does not answer yet")
+
+    def make_tables() -> None:
+        connection = connect_postgres("smart-access-consumer")
+        try:
+            apply_schema(connection)
+        finally:
+            connection.close()
+
+    tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda error: is_outage(error) and not _is_refusal(error)),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
+        stop=tenacity.stop_when_event_set(stop),
+        sleep=tenacity.sleep_using_event(stop),
+        before_sleep=say,
+        reraise=True,
+    )(make_tables)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """A server that answers and says no; libpq gives no SQLSTATE while connecting, so its text must do."""
+    text = str(error)
+    return any(words in text for words in ("authentication failed", "does not exist", "no pg_hba.conf entry"))
+
+
+def run_session(args: argparse.Namespace, stop: threading.Event, status: Status) -> None:
+    """One membership in the group, until `stop` or until it must begin anew."""
+    connection = kafka_connection(args)
+    ensure_topics(connection, args.partitions, args.replication_factor)
+    cluster = cluster_id(connection)
+    ledger = Sink(partial(connect_postgres, "smart-access-consumer"), cluster, args.group)
+    sink = Sink(partial(connect_postgres, "smart-access-writer"), cluster, args.group)
+    writer = Writer(sink, status, args.batch_size, args.batch_timeout)
+    session = Session(
+        connection, args.group, args.instance_id, args.session_timeout, args.accept_gap, cluster, ledger, writer, status
+    )
+    writer.start()
+    log.info("cluster %s, group %s", cluster, args.group)
+    try:
+        session.run(stop)
+        status.set("stopping")
+        if not writer.flush(STOP_TIMEOUT_S):
+            log.warning("stopped with rows not yet written: they will be read again")
+    finally:
+        writer.stop()
+        ledger.close()
+        session.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,268 @@
+"""One membership in the consumer group: polls, decodes, and hands what it finds to the writer.
+
+Partitions come and go as the group decides. A new one stays paused until the ledger has said where it goes on; one that
+is taken away is first written up to what has been read. If anything contradicts that (the fence, another cluster), the
+session ends and the caller begins a new one from the ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import psycopg2
+from kafka import ConsumerRebalanceListener, KafkaConsumer
+from kafka import TopicPartition as KafkaPartition
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import KafkaError, OffsetOutOfRangeError, RetriableError
+from kafka.structs import OffsetAndMetadata
+
+import pipeline_metrics as metrics
+from batch import TopicPartition
+from contracts import CONTRACTS
+from record_decoder import Record, speed_up
+from row_text import Encoded, encode
+from sink import Sink, is_outage
+from topics import cluster_id
+from writer import Status, Writer
+
+log = logging.getLogger("consumer")
+
+MAX_POLL_RECORDS = 2000  # keeps the next fetch under way while these are decoded; larger polls lose that
+HANDOVER_TIMEOUT_S = 5.0  # a partition that moves waits so long for its rows to be written, then they are read again
+REPORT_EVERY_S = 5.0
+KAFKA_COMMIT_EVERY_S = 0.5
+
+
+class ClusterChanged(Exception):
+    """Kafka has another cluster id than when the session began: it was wiped and made anew."""
+
+
+class LogMismatch(Exception):
+    """Kafka's log and the ledger contradict each other in a way that a person must decide on."""
+
+
+class Session(ConsumerRebalanceListener):
+    def __init__(self, connection: dict[str, Any], group: str, instance_id: str, session_timeout: float,
+                 accept_gap: bool, cluster: str, ledger: Sink, writer: Writer, status: Status):  # fmt: skip
+        self._connection = connection
+        self._accept_gap = accept_gap
+        self._cluster = cluster
+        self._ledger = ledger
+        self._writer = writer
+        self._status = status
+        self._lock = threading.Lock()  # the group's callbacks come on kafka-python's own thread
+        self._next: dict[TopicPartition, int] = {}  # the first offset of each partition that has not been read yet
+        self._fresh: set[KafkaPartition] = set()  # assigned, paused, and not yet placed by the ledger
+        self._kafka_commit_at = self._report_at = time.monotonic()
+        self._consumer = KafkaConsumer(
+            **connection,
+            group_id=group,
+            group_instance_id=instance_id or None,
+            session_timeout_ms=int(session_timeout * 1000),
+            heartbeat_interval_ms=int(session_timeout * 1000 / 3.5),
+            partition_assignment_strategy=[CooperativeStickyAssignor()],
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="none",  # 'earliest' would restart at 0, silently, whenever an offset is out of range
+            max_poll_records=MAX_POLL_RECORDS,
+            fetch_max_bytes=8 * 1024 * 1024,
+            metrics_enabled=False,
+        )
+        self._is_fast = speed_up(self._consumer)
+        self._consumer.subscribe(list(CONTRACTS), listener=self)
+
+    # --- called by kafka-python, on its own thread ---
+
+    def on_partitions_assigned(self, assigned: list[KafkaPartition]) -> None:
+        for partition in assigned:
+            self._consumer.seek(partition, 0)  # any position: without one, poll would ask Kafka for its own
+            self._consumer.pause(partition)
+        with self._lock:
+            self._fresh |= set(assigned)
+        if assigned:
+            log.info("assigned %s", _names(assigned))
+
+    def on_partitions_revoked(self, revoked: list[KafkaPartition]) -> None:
+        self._give_up(revoked, HANDOVER_TIMEOUT_S)
+
+    def on_partitions_lost(self, lost: list[KafkaPartition]) -> None:
+        self._give_up(lost, 0)
+
+    def _give_up(self, partitions: list[KafkaPartition], timeout: float) -> None:
+        with self._lock:
+            self._fresh -= set(partitions)
+            for topic, partition in partitions:
+                self._next.pop((topic, partition), None)
+        if partitions:
+            self._writer.drop({(topic, partition) for topic, partition in partitions}, timeout)
+            log.info("gave up %s", _names(partitions))
+
+    # --- the polling thread ---
+
+    def run(self, stop: threading.Event) -> None:
+        """Polls until `stop` is set. Raises ClusterChanged, LogMismatch, Fenced, or what the writer died of."""
+        while not stop.is_set():
+            self._status.polled_at = time.monotonic()
+            self._place_fresh()
+            try:
+                if self._writer.wait_for_room(timeout=1.0):
+                    self._poll(timeout_ms=200)
+                else:
+                    self._stay_in_group()
+            except OffsetOutOfRangeError as error:
+                self._replace(error.args[0])
+            self._commit_to_kafka()
+            self._report()
+
+    def _poll(self, timeout_ms: int) -> None:
+        polled = self._consumer.poll(timeout_ms=timeout_ms)
+        count = 0
+        for kafka_partition, records in polled.items():
+            count += len(records)
+            topic, partition = kafka_partition
+            if not self._is_fast:
+                records = [Record(r.offset, r.timestamp, r.key, r.value, r.headers) for r in records]
+            encoded = encode(CONTRACTS[topic], partition, records)
+            metrics.KEY_MISMATCHES.labels(topic).inc(len(encoded.mismatched))
+            self._hand_over(topic, partition, records[-1].offset + 1, encoded)
+        if not polled:
+            self._pass_gaps()
+        self._writer.close_batch(more_to_come=count >= MAX_POLL_RECORDS)
+
+    def _hand_over(self, topic: str, partition: int, high: int, encoded: Encoded) -> None:
+        with self._lock:
+            low = self._next.get((topic, partition))
+            if low is not None:  # else the partition was taken away while its records were on the way
+                self._writer.add(topic, partition, low, high, encoded)
+                self._next[topic, partition] = high
+
+    def _pass_gaps(self) -> None:
+        """Lets the ledger pass the markers at the end of a transaction, so that an idle partition has no lag."""
+        for topic, partition in list(self._next):
+            kafka_partition = KafkaPartition(topic, partition)
+            if kafka_partition in self._consumer.assignment():
+                position = self._consumer.position(kafka_partition, timeout_ms=100)
+                if position is not None and position > self._next.get((topic, partition), position):
+                    self._hand_over(topic, partition, position, Encoded([], [], [], set()))
+
+    def _stay_in_group(self) -> None:
+        """While there is no room: a poll that fetches nothing, so that the group does not take us for dead."""
+        assigned = self._consumer.assignment()
+        self._consumer.pause(*assigned)
+        self._consumer.poll(timeout_ms=0)
+        with self._lock:
+            placed = [KafkaPartition(*partition) for partition in self._next]
+            self._consumer.resume(*set(placed) & self._consumer.assignment())
+
+    def _place_fresh(self) -> None:
+        """Takes newly assigned partitions to where the ledger says that they go on."""
+        with self._lock:
+            fresh = sorted(self._fresh)
+        if not fresh:
+            return
+        try:
+            if cluster_id(self._connection) != self._cluster:
+                raise ClusterChanged(f"cluster {self._cluster} is gone")
+            begin = self._consumer.beginning_offsets(fresh)
+            end = self._consumer.end_offsets(fresh)
+            ledger = self._ledger.positions({tuple(partition): begin[partition] for partition in fresh})
+        except psycopg2.Error as error:
+            self._ledger.close()
+            if not is_outage(error):
+                raise
+            if self._status.state != "backing_off":
+                log.warning("PostgreSQL is down, backing off: %s", str(error).strip().splitlines()[0])
+                self._status.set("backing_off", "PostgreSQL is down, backing off")
+            return
+        except RetriableError as error:
+            log.warning("Kafka does not tell the partitions' bounds, trying again: %s", error)
+            return
+        with self._lock:
+            for partition in fresh:
+                if partition in self._fresh and partition in self._consumer.assignment():
+                    self._place(partition, ledger[tuple(partition)], begin[partition], end[partition])
+            self._fresh -= set(fresh)
+        self._status.set("running")
+
+    def _place(self, partition: KafkaPartition, at: int, begin: int, end: int) -> None:
+        name = f"{partition.topic}[{partition.partition}]"
+        if at > end:
+            raise LogMismatch(
+                f"{name}: the ledger is at offset {at}, but Kafka's log ends at {end}: the topic was made anew or cut "
+                "short. To read what it holds now, set CONSUMER_GROUP to a new name; duplicates are absorbed"
+            )
+        if at < begin:
+            lost = f"{name}: offsets {at} to {begin - 1} ({begin - at} records) were deleted by Kafka before being read"
+            if not self._accept_gap:
+                raise LogMismatch(f"{lost}. To go on without them, start with --accept-gap: the ledger records the gap")
+            log.error("%s: accepted, recorded in the ledger as a gap", lost)
+            metrics.GAPS.labels(partition.topic).inc(begin - at)
+            self._writer.add(partition.topic, partition.partition, at, begin, Encoded([], [], [], set()))
+        at = max(at, begin)
+        self._next[tuple(partition)] = at
+        self._writer.stored_to[tuple(partition)] = at
+        self._consumer.seek(partition, at)
+        self._consumer.resume(partition)
+
+    def _replace(self, out_of_range: dict[KafkaPartition, int]) -> None:
+        """Has partitions whose offset Kafka does not have placed again: by then what was read of them is stored."""
+        self._writer.flush(timeout=30)
+        with self._lock:
+            for partition in out_of_range:
+                self._consumer.pause(partition)
+                self._next.pop(tuple(partition), None)
+                self._fresh.add(partition)
+
+    def _commit_to_kafka(self) -> None:
+        """For lag tools only; nothing here reads it, so a failure is of no consequence and is not waited for."""
+        if time.monotonic() - self._kafka_commit_at >= KAFKA_COMMIT_EVERY_S:
+            self._kafka_commit_at = time.monotonic()
+            offsets = self._offsets()
+            if offsets:
+                self._consumer.commit_async(offsets)
+
+    def _offsets(self) -> dict[KafkaPartition, OffsetAndMetadata]:
+        with self._lock:
+            stored = {tp: self._writer.stored_to[tp] for tp in self._next if tp in self._writer.stored_to}
+        return {KafkaPartition(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in stored.items()}
+
+    def _report(self) -> None:
+        if time.monotonic() - self._report_at < REPORT_EVERY_S:
+            return
+        self._report_at = time.monotonic()
+        lag: Counter[str] = Counter()
+        age: dict[str, float] = {}
+        for partition, offset in self._offsets().items():
+            behind = max(0, (self._consumer.highwater(partition) or offset.offset) - offset.offset)
+            metrics.LAG_RECORDS.labels(partition.topic, partition.partition).set(behind)
+            lag[partition.topic] += behind
+            newest = self._writer.newest.get(tuple(partition))
+            if behind and newest is not None:
+                age[partition.topic] = max(age.get(partition.topic, 0.0), time.time() - newest / 1000)
+        for topic in lag:
+            metrics.LAG_SECONDS.labels(topic).set(age.get(topic, 0.0))
+        totals, self._writer.totals = self._writer.totals, Counter()
+        if totals["batches"]:
+            log.info(
+                "stored=%d duplicates=%d dead=%d lag=%d batches=%d ms=%.1f", totals["stored"], totals["duplicates"],
+                totals["dead"], lag.total(), totals["batches"], totals["ms"] / totals["batches"],
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """Leaves the group. What was not written before is left to the next owner."""
+        try:
+            self._consumer.commit(self._offsets(), timeout_ms=5000)
+        except KafkaError as error:
+            log.warning("could not tell Kafka the offsets (the ledger has them): %s", error)
+        self._consumer.close(autocommit=False, timeout_ms=5000)
+
+
+def _names(partitions: list[KafkaPartition]) -> str:
+    by_topic: dict[str, list[int]] = {}
+    for topic, partition in sorted(partitions):
+        by_topic.setdefault(topic, []).append(partition)
+    return ", ".join(f"{topic}{numbers}" for topic, numbers in by_topic.items())

@@ -1,0 +1,187 @@
+"""Rows and dead letters into their tables, inside the caller's transaction.
+
+`copy_straight` is the fast way and fails on the first key that is there already. `merge` goes through a temporary
+table: it absorbs duplicates, keeps the newest of a registry entry, and isolates a row that PostgreSQL refuses (though its
+record was valid) by halving, until that row alone becomes a dead letter.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections import Counter, defaultdict
+from datetime import timedelta
+from itertools import chain
+from typing import Any, NamedTuple
+
+import psycopg2
+from psycopg2 import sql
+
+from batch import Chunk, DeadLetter
+from contracts import EPOCH, Contract
+from record_decoder import Record
+from row_text import escape
+
+
+class Row(NamedTuple):
+    partition: int
+    record: Record
+    line: str
+
+
+def is_refused_row(error: psycopg2.Error) -> bool:
+    """True if it is the row's fault: its value (22), a constraint (23), a limit (54) or a trigger (P0)."""
+    return (error.pgcode or "")[:2] in ("22", "23", "54", "P0")
+
+
+def copy_straight(cursor: Any, contract: Contract, chunks: list[Chunk], dead: list[DeadLetter]) -> Counter[int]:
+    """Rows by COPY into the table itself: fails on the first key that is there already."""
+    if contract.compacted:
+        return merge(cursor, contract, chunks, dead)
+    text = "".join(chain.from_iterable(chunk.lines for chunk in chunks)).encode()
+    # read in one piece: in small ones the two threads pass the interpreter's lock to and fro
+    cursor.copy_expert(_copy_statement(contract, contract.table), io.BytesIO(text), size=len(text) or 1)
+    stored: Counter[int] = Counter()
+    for chunk in chunks:
+        stored[chunk.partition] += len(chunk.lines)
+    return stored
+
+
+def merge(cursor: Any, contract: Contract, chunks: list[Chunk], dead: list[DeadLetter]) -> Counter[int]:
+    """Rows by way of a temporary table: duplicates are absorbed, refused rows join `dead`.
+
+    Rows of one key of the registry go in one after the other, as their order decides which one stays.
+    """
+    rounds: dict[int, list[Row]] = defaultdict(list)
+    seen: Counter[str] = Counter()
+    for chunk in chunks:
+        for record, line in zip(chunk.records, chunk.lines, strict=True):
+            key = line.split("\t", 1)[0] if contract.compacted else ""
+            rounds[seen[key] if contract.compacted else 0].append(Row(chunk.partition, record, line))
+            seen[key] += 1
+    stored: Counter[int] = Counter()
+    for rows in rounds.values():
+        stored += _merge_or_halve(cursor, contract, rows, dead)
+    return stored
+
+
+def _merge_or_halve(cursor: Any, contract: Contract, rows: list[Row], dead: list[DeadLetter]) -> Counter[int]:
+    cursor.execute("SAVEPOINT rows")
+    try:
+        stored = _merge_rows(cursor, contract, rows)
+    except psycopg2.Error as error:
+        if not is_refused_row(error):
+            raise
+        cursor.execute("ROLLBACK TO SAVEPOINT rows")
+        if len(rows) == 1:
+            partition, record, _ = rows[0]
+            detail = f"SQLSTATE {error.pgcode}: {error.diag.message_primary}"
+            dead.append(DeadLetter(contract.topic, partition, record, "refused_by_database", detail))
+            return Counter()
+        half = len(rows) // 2
+        first = _merge_or_halve(cursor, contract, rows[:half], dead)
+        return first + _merge_or_halve(cursor, contract, rows[half:], dead)
+    cursor.execute("RELEASE SAVEPOINT rows")
+    return stored
+
+
+def _merge_rows(cursor: Any, contract: Contract, rows: list[Row]) -> Counter[int]:
+    load = f"load_{contract.table}"
+    text = "".join(row.line for row in rows).encode()
+    cursor.execute(
+        sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {} (LIKE {} INCLUDING DEFAULTS) ON COMMIT DELETE ROWS").format(
+            sql.Identifier(load), sql.Identifier(contract.table)
+        )
+    )
+    cursor.copy_expert(_copy_statement(contract, load), io.BytesIO(text), size=len(text) or 1)
+    cursor.execute(_merge_statement(contract, load))
+    stored = Counter(dict(cursor.fetchall()))
+    cursor.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(load)))
+    return stored
+
+
+def _columns(contract: Contract) -> list[str]:
+    return [*contract.columns, "kafka_partition", "kafka_offset"]
+
+
+def _copy_statement(contract: Contract, table: str) -> sql.Composed:
+    columns = sql.SQL(", ").join(map(sql.Identifier, _columns(contract)))
+    return sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(table), columns)
+
+
+def _merge_statement(contract: Contract, load: str) -> sql.Composed:
+    """Inserts what `load` holds and counts, by partition, the rows that were stored."""
+    names = _columns(contract)
+    return sql.SQL(
+        "WITH stored AS (INSERT INTO {table} AS t ({columns}) SELECT {columns} FROM {load}"
+        " ON CONFLICT ({key}) {action} RETURNING kafka_partition)"
+        " SELECT kafka_partition, count(*) FROM stored GROUP BY 1"
+    ).format(
+        table=sql.Identifier(contract.table),
+        load=sql.Identifier(load),
+        columns=sql.SQL(", ").join(map(sql.Identifier, names)),
+        key=sql.SQL(", ").join(map(sql.Identifier, contract.key)),
+        action=_replace_older(contract) if contract.compacted else sql.SQL("DO NOTHING"),
+    )
+
+
+def _replace_older(contract: Contract) -> sql.Composed:
+    """The newer updated_at wins, between equals the later offset. A tombstone keeps the fields, and wins over what came
+    before it in its partition though a device's clock ran ahead of it."""
+    kept = sql.SQL("{0} = CASE WHEN excluded.deleted_at IS NULL THEN excluded.{0} ELSE t.{0} END")
+    taken = sql.SQL("{0} = excluded.{0}")
+    fields = [name for name in contract.columns if name not in (*contract.key, "updated_at", "deleted_at")]
+    newest = sql.SQL("updated_at = greatest(t.updated_at, excluded.updated_at)")
+    taken_over = ("deleted_at", "kafka_partition", "kafka_offset", "ingested_at")
+    assignments = [kept.format(sql.Identifier(name)) for name in fields]
+    assignments += [newest, *(taken.format(sql.Identifier(name)) for name in taken_over)]
+    return sql.SQL(
+        "DO UPDATE SET {} WHERE (excluded.updated_at, coalesce(excluded.kafka_offset, -1))"
+        " > (t.updated_at, coalesce(t.kafka_offset, -1)) OR (excluded.deleted_at IS NOT NULL"
+        " AND excluded.kafka_partition = t.kafka_partition AND excluded.kafka_offset > t.kafka_offset)"
+    ).format(sql.SQL(", ").join(assignments))
+
+
+def copy_dead_letters(cursor: Any, dead: list[DeadLetter], cluster_id: str, group: str) -> None:
+    if not dead:
+        return
+    text = "".join(_dead_letter_line(letter, cluster_id, group) for letter in dead).encode()
+    cursor.copy_expert(
+        'COPY dead_letters (cluster_id, consumer_group, topic, partition, "offset", record_ts, headers, key, value,'
+        " reason, detail) FROM STDIN",
+        io.BytesIO(text),
+        size=len(text),
+    )
+
+
+def _dead_letter_line(letter: DeadLetter, cluster_id: str, group: str) -> str:
+    record = letter.record
+    plausible = 0 <= record.timestamp < 253_402_300_800_000  # up to the year 9999
+    columns = [
+        cluster_id,
+        group,
+        letter.topic,
+        str(letter.partition),
+        str(record.offset),
+        str(EPOCH + timedelta(milliseconds=record.timestamp)) if plausible else None,
+        _headers_json(record.headers),
+        _bytea(record.key),
+        _bytea(record.value),
+        letter.reason,
+        letter.detail.replace("\0", "\ufffd"),
+    ]
+    return "\t".join("\\N" if text is None else escape(text) for text in columns) + "\n"
+
+
+def _headers_json(headers: list[tuple[str, bytes | None]]) -> str | None:
+    """[[name, value in base64 or null], …]: a value may be any bytes; a name keeps all but NUL, which jsonb refuses."""
+    pairs = [
+        [name.replace("\0", "\ufffd"), None if value is None else base64.b64encode(value).decode()]
+        for name, value in headers
+    ]
+    return json.dumps(pairs) if pairs else None
+
+
+def _bytea(value: bytes | None) -> str | None:
+    return None if value is None else "\\x" + value.hex()

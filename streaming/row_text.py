@@ -1,0 +1,194 @@
+"""Kafka records to the lines of a COPY, with a shortcut for the common shape of events and health reports.
+
+Contract.decode says what a record means. Nearly all records are plainer than it allows: a canonical UUID, UTC times,
+no unknown field, nothing to escape. For those a typed JSON decode and one f-string give the same line; one regex over
+all the lines of a poll proves that they are of that plain shape, and what is not goes through Contract.decode. A test
+holds the two equal.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+
+from contracts import EVENTS, HEALTH, MAX_AHEAD, MAX_VALUE_BYTES, Columns, Contract, InvalidRecord
+from record_decoder import Record
+
+
+class Encoded(NamedTuple):
+    """The records of one poll of one partition: lines[i] is the row of records[i]."""
+
+    records: list[Record]
+    lines: list[str]
+    dead: list[tuple[Record, InvalidRecord]]
+    mismatched: set[int]  # offsets of the events and health reports whose key is not their device_id
+
+
+def copy_line(columns: Columns, partition: int | None, offset: int | None) -> str:
+    """One line of COPY's text format: the contract's columns, then kafka_partition and kafka_offset."""
+    texts = [*columns, None if partition is None else str(partition), None if offset is None else str(offset)]
+    return "\t".join("\\N" if text is None else escape(text) for text in texts) + "\n"
+
+
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def escape(text: str) -> str:
+    return text.translate(_ESCAPES)
+
+
+def encode(contract: Contract, partition: int, records: list[Record]) -> Encoded:
+    """Lines for the valid records, in their order; the others with the reason why they are dead."""
+    shape = _SHAPES.get(contract.topic)
+    mismatched: set[int] = set()
+    lines = _plain_lines(shape, partition, records, mismatched) if shape else [""] * len(records)
+    dead = []
+    for at, record in enumerate(records) if not all(lines) else ():
+        if lines[at]:
+            continue
+        try:
+            columns = contract.decode(record.value, record.key, record.timestamp)
+        except InvalidRecord as error:
+            dead.append((record, error))
+            continue
+        lines[at] = copy_line(columns, partition, record.offset)
+        if shape and record.key != (columns[contract.columns.index("device_id")] or "").encode():
+            mismatched.add(record.offset)
+    if dead:
+        kept = [at for at, line in enumerate(lines) if line]
+        records, lines = [records[at] for at in kept], [lines[at] for at in kept]
+    return Encoded(records, lines, dead, mismatched)
+
+
+_Lines = Callable[[int, list[Record], set[int]], tuple[list[str], list[str]]]
+
+
+class _Shape(NamedTuple):
+    lines: _Lines
+    row: re.Pattern[str]
+    rows: re.Pattern[str]
+
+
+def _plain_lines(shape: _Shape, partition: int, records: list[Record], mismatched: set[int]) -> list[str]:
+    """The lines of the records of the plain shape and "" for the others."""
+    lines, times = shape.lines(partition, records, mismatched)
+    if not shape.rows.fullmatch("".join(lines)):
+        lines = [line if shape.row.fullmatch(line) else "" for line in lines]
+    if max(times) > _latest(min(records, key=_timestamp).timestamp):
+        lines = [
+            line if text <= _latest(record.timestamp) else ""
+            for line, text, record in zip(lines, times, records, strict=True)
+        ]
+    return lines
+
+
+def _timestamp(record: Record) -> int:
+    return record.timestamp
+
+
+def _latest(timestamp_ms: int) -> str:
+    """The last whole second that a plain time may have, as text: such texts sort as the times do.
+
+    A record without a usable timestamp gets "", so that Contract.decode judges it.
+    """
+    if not 0 <= timestamp_ms < 4_000_000_000_000:
+        return ""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(timestamp_ms // 1000 + MAX_AHEAD.seconds))
+
+
+_Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
+_Dbm = Annotated[float, msgspec.Meta(ge=-150, le=0)]
+
+
+class _Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    event_id: str
+    device_id: str
+    event_ts: str
+    event_type: Literal["open", "close", "fail"]
+    trigger_source: str
+
+
+class _Health(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    device_id: str
+    reported_at: str
+    is_online: bool
+    battery_pct: _Percent | None = None
+    signal_strength_dbm: _Dbm | None = None
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+_decode_health = msgspec.json.Decoder(_Health).decode
+_UNDECODED = (msgspec.DecodeError, UnicodeDecodeError, TypeError)  # TypeError: a tombstone
+
+
+_NULL = "\\N"
+
+
+def _event_lines(partition: int, records: list[Record], mismatched: set[int]) -> tuple[list[str], list[str]]:
+    lines, times = [], []
+    for offset, _, key, value, _ in records:
+        try:
+            event = _decode_event(value)  # type: ignore[arg-type]
+        except _UNDECODED:
+            times.append("")
+            lines.append("")
+            continue
+        if key != event.device_id.encode():
+            mismatched.add(offset)
+        times.append(event.event_ts)
+        lines.append(
+            f"{event.event_id}\t{event.device_id}\t{event.event_ts}\t{event.event_type}\t{event.trigger_source}"
+            f"\t\\N\t{partition}\t{offset}\n"
+            if len(value) <= MAX_VALUE_BYTES  # type: ignore[arg-type]
+            else ""
+        )
+    return lines, times
+
+
+def _health_lines(partition: int, records: list[Record], mismatched: set[int]) -> tuple[list[str], list[str]]:
+    lines, times = [], []
+    for offset, _, key, value, _ in records:
+        try:
+            report = _decode_health(value)  # type: ignore[arg-type]
+        except _UNDECODED:
+            times.append("")
+            lines.append("")
+            continue
+        battery = _NULL if report.battery_pct is None else report.battery_pct
+        signal = _NULL if report.signal_strength_dbm is None else report.signal_strength_dbm
+        online = "t" if report.is_online else "f"
+        if key != report.device_id.encode():
+            mismatched.add(offset)
+        times.append(report.reported_at)
+        lines.append(
+            f"{report.device_id}\t{report.reported_at}\t{battery}\t{signal}\t{online}\t\\N\t{partition}\t{offset}\n"
+            if len(value) <= MAX_VALUE_BYTES  # type: ignore[arg-type]
+            else ""
+        )
+    return lines, times
+
+
+_HEX = "[0-9a-fA-F]"
+_UUID = f"{_HEX}{{8}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}}"
+_DAY = (
+    r"20[0-9]{2}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])"
+    r"|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+)
+_TIME = _DAY + r"T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,6})?Z"
+_WORD = r"[0-9A-Za-z_.:@/+-]{1,64}"
+_NUMBER = r"(?:\\N|-?[0-9.e+-]{1,24})"
+_KAFKA = r"\t\\N\t[0-9]{1,9}\t[0-9]{1,18}\n"
+
+
+def _shape(lines: _Lines, row: str) -> _Shape:
+    return _Shape(lines, re.compile(row), re.compile(f"(?:{row})*+"))
+
+
+_SHAPES = {
+    EVENTS.topic: _shape(_event_lines, f"{_UUID}\t{_WORD}\t{_TIME}\t(?:open|close|fail)\t{_WORD}{_KAFKA}"),
+    HEALTH.topic: _shape(_health_lines, f"{_WORD}\t{_TIME}\t{_NUMBER}\t{_NUMBER}\t[tf]{_KAFKA}"),
+}
