@@ -46,6 +46,16 @@ GAPS = Counter("consumer_gap_records_total", "Offsets lost to retention and acce
 # 1 for the state the consumer is in: starting, running, backing_off or stopping
 STATE = Gauge("consumer_state", "1 for the present state", ["state"])
 
+# --- producer -------------------------------------------------------------------------------------------------------
+# Records handed to Kafka's client
+PRODUCER_SENT = Counter("producer_records_sent_total", "Records sent", ["topic"])
+# Records that all in-sync replicas have
+PRODUCER_ACKNOWLEDGED = Counter("producer_records_acknowledged_total", "Records acknowledged", ["topic"])
+# Records that Kafka refused or did not take in time
+PRODUCER_FAILED = Counter("producer_records_failed_total", "Records not acknowledged", ["topic"])
+# From send to acknowledgement; a sample
+PRODUCER_SEND_LATENCY = Histogram("producer_send_latency_seconds", "Send to acknowledgement, sampled", buckets=SECONDS)
+
 
 def serve(port: int, ready: Callable[[], tuple[bool, dict[str, Any]]] | None = None) -> None:
     """Serves /metrics on 127.0.0.1:port; with `ready` also /readyz and /healthz.
