@@ -1,0 +1,69 @@
+"""The dbt project as a whole: its own tests, its freshness, and what it says where nothing is there yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Dbt = Callable[..., Any]
+
+
+def execute(warehouse: Any, statement: str) -> None:
+    with warehouse.cursor() as cursor:
+        cursor.execute(statement)
+
+
+def test_on_empty_tables_every_model_builds_and_every_test_and_unit_test_passes(dbt: Dbt, warehouse: Any) -> None:
+    assert dbt("run").success
+    tested = dbt("test")
+    assert tested.success
+    outcomes = {(each.node.resource_type, each.status) for each in tested.result}
+    assert outcomes == {("operation", "success"), ("test", "pass"), ("unit_test", "pass")}
+
+
+def test_a_row_that_breaks_the_key_of_a_mart_is_found(dbt: Dbt, warehouse: Any) -> None:
+    assert dbt("run").success
+    execute(warehouse, "ALTER TABLE marts.fct_device_daily_summary DROP CONSTRAINT fct_device_daily_summary_pkey")
+    execute(
+        warehouse,
+        """INSERT INTO marts.fct_device_daily_summary
+               (device_id, time_zone, opens, closes, fails, health_reports, local_date, source_ingested_at)
+           SELECT 'lock', 'UTC', 0, 0, 0, 0, '2026-05-04', now() FROM generate_series(1, 2)""",
+    )
+    failed = [each.node.name for each in dbt("test").result if each.status == "fail"]
+    assert failed == ["unique_combination_fct_device_daily_summary_device_id__local_date"]
+
+
+def test_a_database_without_the_raw_tables_gets_the_next_step_told(
+    dbt: Dbt, warehouse: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execute(warehouse, "DROP TABLE raw_households")
+    result = dbt("run")
+    assert not result.success
+    said = capsys.readouterr().out
+    assert "lacks raw_households: start the consumer once (python streaming/kafka_consumer.py)" in said
+
+
+def test_a_stream_that_fell_silent_is_stale(dbt: Dbt, warehouse: Any) -> None:
+    execute(
+        warehouse,
+        """INSERT INTO raw_access_events (event_id, device_id, event_ts, event_type, trigger_source, ingested_at)
+           VALUES (gen_random_uuid(), 'lock', now(), 'open', 'app', now() - interval '2 hours')""",
+    )
+    execute(
+        warehouse,
+        "INSERT INTO raw_device_health (device_id, reported_at, is_online) VALUES ('lock', now(), true)",
+    )
+    results = dbt("source", "freshness").result
+    states = {each.node.name: each.status for each in results if each.node.resource_type == "source"}
+    assert states == {"raw_access_events": "error", "raw_device_health": "pass"}
+
+
+def test_the_marts_carry_their_descriptions_into_the_database(dbt: Dbt, warehouse: Any) -> None:
+    assert dbt("run").success
+    with warehouse.cursor() as cursor:
+        cursor.execute("SELECT obj_description('marts.fct_device_daily_summary'::regclass)")
+        (description,) = cursor.fetchone()
+    assert description.startswith("One row per device and local day")
