@@ -20,7 +20,7 @@ from functools import partial
 
 import psycopg2
 import tenacity
-from kafka.errors import KafkaTimeoutError
+from kafka.errors import KafkaError, KafkaTimeoutError, RetriableError
 
 import pipeline_metrics as metrics
 from membership import ClusterChanged, LogMismatch, Session

@@ -1,7 +1,7 @@
 """Rows and dead letters into their tables, inside the caller's transaction.
 
 `copy_straight` is the fast way and fails on the first key that is there already. `merge` goes through a temporary
-table: it absorbs duplicates, keeps the newest of a registry entry, and isolates a row that PostgreSQL refuses (though its
+table: it absorbs duplicates, keeps the newest of a registry entry, and isolates a row that PostgreSQL refuses (its
 record was valid) by halving, until that row alone becomes a dead letter.
 """
 
@@ -11,6 +11,7 @@ import base64
 import io
 import json
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from datetime import timedelta
 from itertools import chain
 from typing import Any, NamedTuple
@@ -174,7 +175,7 @@ def _dead_letter_line(letter: DeadLetter, cluster_id: str, group: str) -> str:
     return "\t".join("\\N" if text is None else escape(text) for text in columns) + "\n"
 
 
-def _headers_json(headers: list[tuple[str, bytes | None]]) -> str | None:
+def _headers_json(headers: Sequence[tuple[str, bytes | None]]) -> str | None:
     """[[name, value in base64 or null], …]: a value may be any bytes; a name keeps all but NUL, which jsonb refuses."""
     pairs = [
         [name.replace("\0", "\ufffd"), None if value is None else base64.b64encode(value).decode()]
