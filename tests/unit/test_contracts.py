@@ -43,7 +43,7 @@ from hypothesis import strategies as st
 import contracts
 from contracts import CONTRACTS, DEVICES, EVENTS, HEALTH, HOUSEHOLDS, Columns, Contract, InvalidRecord, parse_json
 
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 REASONS = {
     "bad_extra",
     "bad_json",
@@ -369,7 +369,7 @@ def test_no_object_crashes_the_contract(contract: Contract, said: Any) -> None:
             assert "\0" not in "".join(text for text in result if text).encode().decode()
 
 
-@settings(QUICK, max_examples=500)
+@settings(QUICK, max_examples=300)
 @given(mutated_values(), timestamps)
 def test_no_mutation_of_a_valid_record_crashes_the_decoder(mutated: tuple[Contract, bytes], timestamp_ms: int) -> None:
     contract, value = mutated
