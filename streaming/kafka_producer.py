@@ -101,7 +101,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def timeline(args: argparse.Namespace) -> tuple[datetime, float]:
-    """Where simulated time starts, and after how many seconds it ends. Without pacing it must not outrun the present."""
+    """Where simulated time starts and after how many seconds it ends; without pacing, at the present."""
     now = datetime.now(UTC)
     last = math.inf if args.duration is None else args.duration * 60
     if not args.max_speed:
@@ -166,7 +166,7 @@ def send_all(
     last, most = limits
     events, due = delivery.tallies[EVENTS.topic], 0.0
     for count, (due, topic, key, value, truths) in enumerate(simulator):
-        if due > last or events.sent >= most:
+        if due >= last or events.sent >= most:
             break
         if due > clock.reached:
             clock.wait_until(due)
@@ -239,10 +239,31 @@ def produce(args: argparse.Namespace, delivery: Delivery, stop: threading.Event,
     return 1 if found["failed"] else 0
 
 
-def connect(args: argparse.Namespace) -> Delivery:
-    """Raises KafkaError when no broker answers."""
-    ensure_topics(kafka_connection(args), args.partitions, args.replication_factor)
-    return Delivery(kafka_connection(args), list(CONTRACTS), args.transactional_id)
+class LastWords(logging.Handler):
+    """Keeps the last line of a logger in place of showing it: a broker that is away is worth one line, not thirty."""
+
+    line = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.ERROR and "boot" not in record.getMessage():
+            self.line = record.getMessage()
+
+
+def connect(args: argparse.Namespace) -> Delivery | None:
+    """None, and an error in the log, when no broker answers."""
+    noisy, last_words = logging.getLogger("kafka.net"), LastWords()
+    noisy.addHandler(last_words)
+    noisy.propagate = False
+    try:
+        ensure_topics(kafka_connection(args), args.partitions, args.replication_factor)
+        return Delivery(kafka_connection(args), list(CONTRACTS), args.transactional_id)
+    except KafkaError as error:
+        where = f"no Kafka at {args.bootstrap_servers} (KAFKA_BOOTSTRAP_SERVERS)"
+        log.error("%s: %s", where, last_words.line or error)
+        return None
+    finally:
+        noisy.propagate = True
+        noisy.removeHandler(last_words)
 
 
 def main() -> int:
@@ -255,11 +276,10 @@ def main() -> int:
             pipeline_metrics.serve(args.metrics_port)
         what = str(args.ground_truth)
         with args.ground_truth.open("w", buffering=1) if args.ground_truth else nullcontext() as truth:
-            return produce(args, connect(args), stop_on_signals(), truth)
+            delivery = connect(args)
+            return produce(args, delivery, stop_on_signals(), truth) if delivery else 1
     except OSError as error:
         log.error("cannot use %s: %s", what, error.strerror)
-    except KafkaError as error:
-        log.error("no Kafka at %s (KAFKA_BOOTSTRAP_SERVERS): %s", args.bootstrap_servers, error)
     except KeyboardInterrupt:
         log.info("stopped before anything was sent")
         return 0
