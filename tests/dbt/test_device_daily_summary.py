@@ -74,7 +74,7 @@ def recomputed(warehouse: Any) -> list[tuple[Any, ...]]:
     )
     for device_id, at, kind, battery, ingested_at in observations:
         zone = zones.get(device_id)
-        zone = "UTC" if zone in (None, "Mars/Olympus_Mons") else zone
+        zone = "UTC" if zone is None or zone == "Mars/Olympus_Mons" else zone
         day = days[device_id, at.astimezone(ZoneInfo(zone)).date(), zone]
         day[kind].append(at)
         day["ingested_at"].append(ingested_at)
@@ -138,8 +138,8 @@ def test_after_every_slice_of_a_random_history_the_mart_is_what_its_definition_s
 
 
 def test_a_late_event_corrects_its_own_day_and_rewrites_no_other(dbt: Dbt, warehouse: Any) -> None:
-    for day in range(5):
-        at = START + timedelta(days=day)
+    for number in range(5):
+        at = START + timedelta(days=number)
         add_event(warehouse, "lock", at, "open", ingested_at=at)
     run(dbt)
     versions = "SELECT local_date, xmin::text FROM marts.fct_device_daily_summary"
