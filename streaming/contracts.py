@@ -285,7 +285,7 @@ def _event_type(value: Any, latest: datetime) -> str:
 @cache
 def time_zones() -> frozenset[str]:
     """The IANA list as the package tzdata has it, so that the machine's own list makes no difference."""
-    return frozenset(resources.files("tzdata").joinpath("zones").read_text().split())
+    return frozenset(resources.files("tzdata").joinpath("zones").read_text(encoding="utf-8").split())
 
 
 def _time_zone(value: Any, latest: datetime) -> str:
@@ -437,7 +437,7 @@ def write_schemas() -> None:
     SCHEMAS.mkdir(exist_ok=True)
     for topic, contract in CONTRACTS.items():
         text = json.dumps(contract.json_schema(), indent=2, ensure_ascii=False) + "\n"
-        (SCHEMAS / f"{topic}.json").write_text(text)
+        (SCHEMAS / f"{topic}.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -37,9 +37,10 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], An
     def parse(text: str) -> Any:
         try:
             value = kind(text)
-        except ValueError:
+            finite = math.isfinite(value)
+        except (ValueError, OverflowError):  # OverflowError: an integer beyond a double's range
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not low <= value <= high or not math.isfinite(value):
+        if not low <= value <= high or not finite:
             limit = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
             raise argparse.ArgumentTypeError(f"{text} is out of range: must be {limit}")
         return value
@@ -57,7 +58,8 @@ def option(
         try:
             return parse(value)
         except argparse.ArgumentTypeError as error:
-            raise argparse.ArgumentTypeError(f"{error} ({env} in the environment or .env)") from None
+            source = f" ({env} in the environment or .env)" if value == given else ""
+            raise argparse.ArgumentTypeError(f"{error}{source}") from None
 
     # argparse runs `type` on a default only if it is a string
     parser.add_argument(
@@ -80,7 +82,10 @@ def add_kafka_options(parser: argparse.ArgumentParser) -> None:
 
 def kafka_connection(args: argparse.Namespace) -> dict[str, Any]:
     """What every kafka-python client needs to connect."""
-    return {"bootstrap_servers": args.bootstrap_servers.split(","), "bootstrap_timeout_ms": 20_000}
+    return {
+        "bootstrap_servers": [server.strip() for server in args.bootstrap_servers.split(",")],
+        "bootstrap_timeout_ms": 20_000,
+    }
 
 
 def add_logging_options(parser: argparse.ArgumentParser) -> None:
@@ -153,4 +158,4 @@ def apply_schema(connection: Any) -> None:
     """Creates the tables that are missing. Two scripts that start at once take turns."""
     with connection, connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext('smart-access schema'))")
-        cursor.execute((ROOT / "streaming/sql/schema.sql").read_text())
+        cursor.execute((ROOT / "streaming/sql/schema.sql").read_text(encoding="utf-8"))
