@@ -19,6 +19,7 @@ from kafka.errors import KafkaError
 from kafka.partitioner import murmur2
 
 import pipeline_metrics as metrics
+from contracts import CONTRACTS
 
 log = logging.getLogger("producer")
 
@@ -34,6 +35,7 @@ class Tally:
 
     def __init__(self, topic: str, partitions: int) -> None:
         self.topic = topic
+        self.timed = not CONTRACTS[topic].compacted  # the registry comes in one gush, which says nothing about reports
         self.sent = self.acknowledged = self.failed = self.committed = 0
         self.error: BaseException | None = None
         self._partitions = partitions
@@ -66,14 +68,14 @@ class Tally:
 class Delivery:
     """Sends records by topic and key. Raises KafkaError from its constructor when no broker answers."""
 
-    def __init__(self, connection: dict[str, Any], topics: list[str], transactional_id: str | None = None) -> None:
+    def __init__(self, connection: dict[str, Any], transactional_id: str | None = None) -> None:
         self._producer = KafkaProducer(
             **connection,
             client_id="smart-access-producer",
             enable_idempotence=True,
             acks="all",
             compression_type="lz4",
-            linger_ms=5,  # still single-digit milliseconds, and far fewer requests at 1,000 records/s than 0 makes
+            linger_ms=2,  # 0 costs half as much CPU again at 1,000 records/s; 5 doubles the median latency
             batch_size=512 * 1024,
             delivery_timeout_ms=DELIVERY_TIMEOUT * 1000,
             max_block_ms=60_000,
@@ -85,7 +87,7 @@ class Delivery:
         self._transaction_since = 0.0
         if self.transactional:
             self._producer.init_transactions()
-        self.tallies = {topic: Tally(topic, len(self._producer.partitions_for(topic))) for topic in topics}
+        self.tallies = {topic: Tally(topic, len(self._producer.partitions_for(topic))) for topic in CONTRACTS}
         self._latencies: list[float] = []
         self._timed = 0
         self._until_timed = 1
@@ -115,8 +117,8 @@ class Delivery:
         future = self._producer.send(topic, value, key=key, partition=tally.partition(key))
         tally.sent += 1
         self._in_transaction += self.transactional
-        self._until_timed -= 1
-        if not self._until_timed:
+        self._until_timed -= tally.timed
+        if self._until_timed <= 0:
             self._until_timed = LATENCY_SAMPLE
             future.add_callback(partial(self._time, time.perf_counter()))
         future.add_callback(tally.acknowledge)

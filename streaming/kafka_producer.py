@@ -29,7 +29,7 @@ from typing import Any, TextIO
 from kafka.errors import KafkaError
 
 import pipeline_metrics
-from contracts import CONTRACTS, EVENTS
+from contracts import EVENTS
 from delivery import Delivery
 from fleet import Parameters
 from pipeline_settings import add_kafka_options, add_logging_options, kafka_connection, number, option, set_up_logging
@@ -256,7 +256,7 @@ def connect(args: argparse.Namespace) -> Delivery | None:
     noisy.propagate = False
     try:
         ensure_topics(kafka_connection(args), args.partitions, args.replication_factor)
-        return Delivery(kafka_connection(args), list(CONTRACTS), args.transactional_id)
+        return Delivery(kafka_connection(args), args.transactional_id)
     except KafkaError as error:
         where = f"no Kafka at {args.bootstrap_servers} (KAFKA_BOOTSTRAP_SERVERS)"
         log.error("%s: %s", where, last_words.line or error)
