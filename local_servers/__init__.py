@@ -1,0 +1,48 @@
+"""The servers of the pipeline as ordinary processes, out of packages: no Docker, no Java, no installed PostgreSQL.
+
+One file per server; stack.py starts, stops and shows Kafka and PostgreSQL, demo.py runs the whole pipeline. They listen
+on 127.0.0.1 only and keep everything they write in one ignored folder, STACK_DIR (.local).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOOPBACK = "127.0.0.1"
+
+
+class ServerError(RuntimeError):
+    """A server cannot start, or ended by itself. The text is for the person at the terminal: it says what to do."""
+
+
+def state_dir() -> Path:
+    """The one folder of everything that the servers write."""
+    return ROOT / (os.environ.get("STACK_DIR") or ".local")
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def require_free_port(port: int, remedy: str) -> None:
+    """Raises ServerError, naming the setting to change, when something listens on the port already."""
+    with socket.socket() as probe:
+        # As the servers do: connections that a former server closed a moment ago do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise ServerError(f"port {port} is in use: {remedy} ({error.strerror})") from None
+
+
+def is_listening(port: int, host: str = LOOPBACK) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((host, port)) == 0

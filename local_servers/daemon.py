@@ -1,0 +1,155 @@
+"""One background process with a pid file and a log: what every server here is.
+
+It runs in a session of its own, so a terminal's Ctrl+C reaches only the program that started it, which then ends its
+servers in order. It outlives its starter; another program finds it by the pid file.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from local_servers import ServerError
+
+LOG_TAIL_LINES = 15
+# A process's start as the kernel tells it moves with the clock by a little; a pid is not used again within a minute.
+SAME_START_S = 60.0
+
+
+class Daemon:
+    """A named process. `folder` holds NAME.pid, `log_file` what the process prints."""
+
+    def __init__(self, name: str, folder: Path, log_file: Path) -> None:
+        self.name = name
+        self.log_file = log_file
+        self._pid_file = folder / f"{name}.pid"
+        # Of a process that this program started: it must be waited for, or it stays a zombie
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def start(self, command: Sequence[str | Path], env: Mapping[str, str] | None = None, **popen: Any) -> None:
+        """Starts the command; `env` is added to this program's environment, `popen` goes to subprocess.Popen."""
+        if self.is_running():
+            raise ServerError(f"{self.name} runs already (pid {self.pid})")
+        for folder in (self._pid_file.parent, self.log_file.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        with self.log_file.open("ab") as log:
+            self._child = subprocess.Popen(
+                [str(part) for part in command],
+                env={**os.environ, **(env or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **popen,
+            )
+        self._pid_file.write_text(f"{self._child.pid} {psutil.Process(self._child.pid).create_time()}\n")
+
+    @property
+    def pid(self) -> int | None:
+        process = self.process()
+        return process.pid if process else None
+
+    def process(self) -> psutil.Process | None:
+        """The running process, or None: neither a zombie nor another process that got the same pid."""
+        if self._child is not None:
+            self._child.poll()
+        try:
+            pid, started = self._pid_file.read_text().split()
+            process = psutil.Process(int(pid))
+            if abs(process.create_time() - float(started)) > SAME_START_S:
+                return None
+            return None if process.status() == psutil.STATUS_ZOMBIE else process
+        except (FileNotFoundError, psutil.NoSuchProcess):
+            return None
+
+    def is_running(self) -> bool:
+        return self.process() is not None
+
+    def exit_code(self) -> int | None:
+        """Of a process that this program started and that has ended."""
+        return self._child.poll() if self._child is not None else None
+
+    def send(self, number: signal.Signals) -> None:
+        process = self.process()
+        if process is not None:
+            process.send_signal(number)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout_s: float = 30) -> bool:
+        """Asks the process to end and waits; kills it, and its children, at the deadline. True: it ended by itself."""
+        process = self.process()
+        ended = True
+        if process is not None:
+            children = process.children(recursive=True)
+            process.send_signal(number)
+            ended = self._wait_gone(process, timeout_s)
+            if not ended:
+                process.kill()
+                self._wait_gone(process, 10)
+            _end_orphans(children)
+        self._forget()
+        return ended
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        process = self.process()
+        if process is not None:
+            process.kill()
+            self._wait_gone(process, 10)
+        self._forget()
+
+    def _wait_gone(self, process: psutil.Process, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self._child is not None and self._child.pid == process.pid:
+                gone = self._child.poll() is not None
+            else:
+                gone = not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+            if gone:
+                return True
+            time.sleep(0.02)
+        return False
+
+    def _forget(self) -> None:
+        self._pid_file.unlink(missing_ok=True)
+
+    def wait_until(self, ready: Callable[[], bool], timeout_s: float, interval_s: float = 0.05) -> None:
+        """Polls until ready() holds. If the process ends or time runs out: stops it, ServerError with its log's end."""
+        deadline = time.monotonic() + timeout_s
+        while not ready():
+            if not self.is_running():
+                raise ServerError(f"{self.name} ended while starting.{self.log_tail()}")
+            if time.monotonic() > deadline:
+                self.stop()
+                raise ServerError(f"{self.name} is not ready after {timeout_s:.0f} s.{self.log_tail()}")
+            time.sleep(interval_s)
+
+    def log_tail(self) -> str:
+        """The log's last lines, introduced; empty if there is no log."""
+        if not self.log_file.exists():
+            return ""
+        with self.log_file.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 8192))
+            lines = log.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        return "\n".join([f" The end of {self.log_file}:", *("  " + line for line in lines)])
+
+
+def _end_orphans(children: list[psutil.Process]) -> None:
+    """Workers that outlive their parent would keep its port."""
+    alive = [child for child in children if child.is_running()]
+    for child in alive:
+        try:
+            child.terminate()
+        except psutil.NoSuchProcess:
+            continue
+    for child in psutil.wait_procs(alive, timeout=5)[1]:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
