@@ -28,6 +28,7 @@ from typing import Any, TextIO
 
 from kafka.errors import KafkaError
 
+import kafka_log
 import pipeline_metrics
 from contracts import EVENTS
 from delivery import Delivery
@@ -239,36 +240,22 @@ def produce(args: argparse.Namespace, delivery: Delivery, stop: threading.Event,
     return 1 if found["failed"] else 0
 
 
-class LastWords(logging.Handler):
-    """Keeps the last line of a logger in place of showing it: a broker that is away is worth one line, not thirty."""
-
-    line = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno == logging.ERROR and "boot" not in record.getMessage():
-            self.line = record.getMessage()
-
-
 def connect(args: argparse.Namespace) -> Delivery | None:
     """None, and an error in the log, when no broker answers."""
-    noisy, last_words = logging.getLogger("kafka.net"), LastWords()
-    noisy.addHandler(last_words)
-    noisy.propagate = False
-    try:
-        ensure_topics(kafka_connection(args), args.partitions, args.replication_factor)
-        return Delivery(kafka_connection(args), args.transactional_id)
-    except KafkaError as error:
-        where = f"no Kafka at {args.bootstrap_servers} (KAFKA_BOOTSTRAP_SERVERS)"
-        log.error("%s: %s", where, last_words.line or error)
-        return None
-    finally:
-        noisy.propagate = True
-        noisy.removeHandler(last_words)
+    with kafka_log.last_words() as reason:
+        try:
+            ensure_topics(kafka_connection(args), args.partitions, args.replication_factor)
+            return Delivery(kafka_connection(args), args.transactional_id)
+        except KafkaError as error:
+            where = f"no Kafka at {args.bootstrap_servers} (KAFKA_BOOTSTRAP_SERVERS)"
+            log.error("%s: %s", where, reason.line or error)
+            return None
 
 
 def main() -> int:
     args = parse_arguments()
     set_up_logging(args)
+    kafka_log.calm()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         what = f"port {args.metrics_port} (PRODUCER_METRICS_PORT, 0 for none)"
