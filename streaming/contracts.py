@@ -150,11 +150,7 @@ def parse_json(value: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise InvalidRecord("bad_utf8", f"byte {error.start} is not UTF-8") from None
     except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidRecord("bad_json", _printable(str(error))) from None
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")[:300]
+        raise InvalidRecord("bad_json", str(error)) from None
 
 
 def _type_name(value: Any) -> str:

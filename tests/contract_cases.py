@@ -301,6 +301,8 @@ def _refused_ids() -> dict[str, Refused]:
             f"{place}_as_an_integer_of_400_digits": Refused(contract, {name: 10**399}, "bad_value"),
             # a schema's limit is a double, and 1e64 is the nearest
             f"{place}_as_an_integer_of_65_digits": Refused(contract, {name: 10**64}, "bad_value", in_schema=False),
+            f"{place}_as_twice_that_integer": Refused(contract, {name: 2 * 10**64}, "bad_value"),
+            f"{place}_as_twice_that_negative_integer": Refused(contract, {name: -2 * 10**63}, "bad_value"),
             f"{place}_as_minus_64_digits": Refused(contract, {name: -(10**63)}, "bad_value", in_schema=False),
             f"{place}_missing": Refused(contract, {name: MISSING}, "missing_field"),
             f"{place}_null": Refused(contract, {name: None}, "missing_field"),

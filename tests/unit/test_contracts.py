@@ -219,6 +219,26 @@ def test_a_refusal_names_the_field() -> None:
         HEALTH.from_object(record(HEALTH, {"battery_pct": 101}), AT)
 
 
+@pytest.mark.parametrize(
+    ("value", "detail"),
+    [
+        (b"\xef\xbb\xbf" + WRAPPED, "starts with a byte-order mark"),
+        (WRAPPED.replace(b"keypad", b"\xff"), f"byte {WRAPPED.index(b'keypad')} is not UTF-8"),
+        (
+            WRAPPED.replace(b'"lock-1"', b"1.0"),
+            "device_id must be a string or an integer, found a floating-point number",
+        ),
+        (WRAPPED.replace(b'"lock-1"', b"[]"), "device_id must be a string, found an array"),
+        (with_length(65537), "65537 bytes; the limit is 65536"),
+    ],
+    ids=["a_byte_order_mark", "bad_utf_8", "a_float_for_an_id", "a_wrong_type", "too_large"],
+)
+def test_a_detail_tells_a_person_what_is_wrong(value: bytes, detail: str) -> None:
+    with pytest.raises(InvalidRecord) as caught:
+        EVENTS.decode(value, None, AT_MS)
+    assert caught.value.detail == detail
+
+
 @pytest.mark.parametrize("key", [None, b"", b"lock-2", b"\xff", b"lock-1 "])
 @pytest.mark.parametrize("contract", [EVENTS, HEALTH], ids=lambda contract: contract.topic)
 def test_on_events_and_health_the_value_counts_and_not_the_key(contract: Contract, key: bytes | None) -> None:
