@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
+
+# The scripts of streaming/ import each other without a package name; what is used of them here is found the same way
+if str(ROOT / "streaming") not in sys.path:
+    sys.path.insert(0, str(ROOT / "streaming"))
 
 
 class ServerError(RuntimeError):
@@ -21,6 +26,14 @@ class ServerError(RuntimeError):
 def state_dir() -> Path:
     """The one folder of everything that the servers write."""
     return ROOT / (os.environ.get("STACK_DIR") or ".local")
+
+
+def port_setting(name: str, default: int) -> int:
+    """A port from the environment. Raises ServerError when it is none."""
+    text = os.environ.get(name) or str(default)
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise ServerError(f"{name}={text} is not a port: set a number from 1 to 65535")
+    return int(text)
 
 
 def free_port() -> int:

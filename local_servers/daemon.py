@@ -21,6 +21,7 @@ from local_servers import ServerError
 LOG_TAIL_LINES = 15
 # A process's start as the kernel tells it moves with the clock by a little; a pid is not used again within a minute.
 SAME_START_S = 60.0
+LOG_LIMIT_BYTES = 50_000_000
 
 
 class Daemon:
@@ -32,6 +33,7 @@ class Daemon:
         self._pid_file = folder / f"{name}.pid"
         # Of a process that this program started: it must be waited for, or it stays a zombie
         self._child: subprocess.Popen[bytes] | None = None
+        self._log_start = 0  # where in the log this start's lines begin
 
     def start(self, command: Sequence[str | Path], env: Mapping[str, str] | None = None, **popen: Any) -> None:
         """Starts the command; `env` is added to this program's environment, `popen` goes to subprocess.Popen."""
@@ -39,7 +41,10 @@ class Daemon:
             raise ServerError(f"{self.name} runs already (pid {self.pid})")
         for folder in (self._pid_file.parent, self.log_file.parent):
             folder.mkdir(parents=True, exist_ok=True)
+        if self.log_file.exists() and self.log_file.stat().st_size > LOG_LIMIT_BYTES:
+            self.log_file.replace(self.log_file.with_suffix(".old.log"))
         with self.log_file.open("ab") as log:
+            self._log_start = log.tell()
             self._child = subprocess.Popen(
                 [str(part) for part in command],
                 env={**os.environ, **(env or {})},
@@ -135,7 +140,7 @@ class Daemon:
         if not self.log_file.exists():
             return ""
         with self.log_file.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 8192))
+            log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - 8192))
             lines = log.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]
         return "\n".join([f" The end of {self.log_file}:", *("  " + line for line in lines)])
 

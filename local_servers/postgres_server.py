@@ -70,7 +70,7 @@ class PostgresServer:
         if self.is_running():
             return
         require_free_port(self.port, "set PGPORT=<free port>")
-        binaries = _binaries(self._account)
+        binaries = binaries_folder(self._account)
         if not self.data_dir.exists():
             self._initialise(binaries)
         self._refuse_other_version(binaries)
@@ -195,15 +195,10 @@ class PostgresServer:
 
 
 def _initdb(binaries: Path, folder: Path, user: str, password_file: str, account: pwd.struct_passwd | None) -> None:
-    locale = ["--locale=C", "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-    made = subprocess.run(
-        [binaries / "initdb", "-D", folder, "-U", user, f"--pwfile={password_file}"]
-        + ["--auth=scram-sha-256", "--data-checksums", *locale],
-        capture_output=True,
-        text=True,
-        check=False,
-        **_as_account(account),
-    )
+    command = [str(binaries / "initdb"), "-D", str(folder), "-U", user, f"--pwfile={password_file}"]
+    command += ["--auth=scram-sha-256", "--data-checksums"]
+    command += ["--locale=C", "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    made = subprocess.run(command, capture_output=True, text=True, check=False, **_as_account(account))
     if made.returncode != 0:
         raise ServerError(f"initdb failed: {made.stderr.strip()}")
 
@@ -251,8 +246,8 @@ def _reachable_folder() -> Path:
     return folder
 
 
-def _binaries(account: pwd.struct_passwd | None) -> Path:
-    """The folder of initdb and postgres, one that the account can run."""
+def binaries_folder(account: pwd.struct_passwd | None = None) -> Path:
+    """The folder of initdb, postgres and psql; one that the account can reach, if given."""
     named = os.environ.get("POSTGRES_BIN_DIR")
     if named:
         if not (Path(named) / "initdb").exists():

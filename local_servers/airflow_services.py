@@ -1,0 +1,158 @@
+"""Airflow's three processes (api-server, scheduler, dag-processor) with their own database, `airflow`, in PostgreSQL.
+
+The UI and the REST API are at AIRFLOW_PORT, user airflow, password airflow, on 127.0.0.1 only. Tasks inherit PG* and
+the virtual environment's PATH, so the DAGs' dbt finds its database. No triggerer: no DAG here waits in one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pipeline_settings
+import psycopg2
+
+from local_servers import LOOPBACK, ROOT, ServerError, require_free_port
+from local_servers.daemon import Daemon
+
+USER = PASSWORD = "airflow"
+DATABASE = "airflow"
+COMMANDS = {
+    "airflow-api-server": ["api-server"],
+    "airflow-scheduler": ["scheduler", "--skip-serve-logs"],
+    "airflow-dag-processor": ["dag-processor"],
+}
+
+
+class AirflowServices:
+    """Airflow with its state in `home`; `log_folder` gets a log for each process, beside Airflow's own task logs."""
+
+    def __init__(self, home: Path, port: int, log_folder: Path) -> None:
+        self.home = home
+        self.port = port
+        self.url = f"http://{LOOPBACK}:{port}"
+        self.daemons = [Daemon(name, home.parent, log_folder / f"{name}.log") for name in COMMANDS]
+        self._migration_log = log_folder / "airflow-db-migrate.log"
+        self._token = ""
+
+    def start(self) -> None:
+        """Starts the processes; `is_ready` tells when they answer. Raises ServerError."""
+        require_free_port(self.port, "set AIRFLOW_PORT=<free port>")
+        environment = self._environment()
+        _create_database()
+        airflow = Path(sys.executable).with_name("airflow")
+        with self._migration_log.open("wb") as log:
+            migrated = subprocess.run(
+                [airflow, "db", "migrate"], env=environment, stdout=log, stderr=log, start_new_session=True, check=False
+            )
+        if migrated.returncode != 0:
+            raise ServerError(f"airflow db migrate failed: see {self._migration_log}")
+        for daemon in self.daemons:
+            daemon.start([airflow, *COMMANDS[daemon.name]], env=environment)
+
+    def stop(self) -> None:
+        # The scheduler first: it starts nothing new then, and its tasks can still report to the api-server
+        for daemon in reversed(self.daemons):
+            daemon.stop(timeout_s=20)
+
+    def is_ready(self) -> bool:
+        """Whether the UI answers and both other processes have reported."""
+        try:
+            health = self._request("GET", "/api/v2/monitor/health")
+        except OSError:
+            return False
+        return all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor"))
+
+    def unpause(self, dag_id: str) -> bool:
+        """Switches the DAG on, as its toggle in the UI does. False: the dag-processor has not read it yet."""
+        try:
+            self._request("PATCH", f"/api/v2/dags/{quote(dag_id)}", {"is_paused": False})
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return False
+            raise
+        return True
+
+    def last_run(self, dag_id: str) -> dict[str, Any] | None:
+        """The newest run as the REST API tells it: state, start_date, end_date …; None: there was none yet."""
+        runs = self._request("GET", f"/api/v2/dags/{quote(dag_id)}/dagRuns?order_by=-run_after&limit=1")["dag_runs"]
+        return runs[0] if runs else None
+
+    def _request(self, method: str, path: str, body: Any = None) -> Any:
+        """Raises OSError (urllib's errors are of that kind) when Airflow does not answer, or answers with an error."""
+        if not self._token and not path.endswith("/health"):
+            self._token = self._call("POST", "/auth/token", {"username": USER, "password": PASSWORD})["access_token"]
+        try:
+            return self._call(method, path, body)
+        except urllib.error.HTTPError as error:
+            if error.code == 401:
+                self._token = ""  # it has expired: the next request takes a new one
+            raise
+
+    def _call(self, method: str, path: str, body: Any) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return json.load(answer)
+
+    def _environment(self) -> dict[str, str]:
+        """Everything that the processes and their tasks need: settings, libpq's variables, PATH."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        passwords = self.home / "passwords.json"
+        passwords.write_text(json.dumps({USER: PASSWORD}))
+        postgres = pipeline_settings.postgres_parameters()
+        login = f"{quote(postgres['PGUSER'], safe='')}:{quote(postgres['PGPASSWORD'], safe='')}"
+        secret = self._secret()
+        return {
+            **os.environ,
+            **postgres,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "AIRFLOW_HOME": str(self.home.absolute()),
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": (
+                f"postgresql+psycopg2://{login}@{postgres['PGHOST']}:{postgres['PGPORT']}/{DATABASE}"
+            ),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "airflow" / "dags"),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__PARALLELISM": "2",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords.absolute()),
+            # With the port alone every task would still report to 8080, and fail
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
+            "AIRFLOW__API__HOST": LOOPBACK,
+            "AIRFLOW__API__PORT": str(self.port),
+            "AIRFLOW__API__WORKERS": "1",
+            "AIRFLOW__API__SECRET_KEY": secret,
+            "AIRFLOW__API_AUTH__JWT_SECRET": secret,
+            "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        }
+
+    def _secret(self) -> str:
+        """Made once: a new one would end every login at each start."""
+        file = self.home / "secret"
+        if not file.exists():
+            file.touch(mode=0o600)
+            file.write_text(secrets.token_urlsafe(64))
+        return file.read_text()
+
+
+def _create_database() -> None:
+    """Airflow's metadata beside the project's data, not in it."""
+    with closing(pipeline_settings.connect_postgres("smart-access-stack", dbname="postgres")) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            try:
+                cursor.execute(f"CREATE DATABASE {DATABASE}")
+            except psycopg2.errors.DuplicateDatabase:
+                return
