@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import pipeline_settings
 import psycopg2
 
+import pipeline_settings
 from local_servers import LOOPBACK, ROOT, ServerError, require_free_port
 from local_servers.daemon import Daemon
 

@@ -18,15 +18,15 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-import pipeline_settings
 import psycopg2
 from kafka.errors import KafkaTimeoutError
-from topics import ensure_topics
 
+import pipeline_settings
 from local_servers import LOOPBACK, ROOT, ServerError, port_setting, state_dir
 from local_servers.daemon import Daemon
 from local_servers.kafka_broker import KafkaBroker
 from local_servers.postgres_server import PostgresServer, binaries_folder
+from topics import ensure_topics
 
 # The order in which they end: who writes before who stores, who stores before where it is stored
 SERVICES = (
@@ -40,6 +40,7 @@ SERVICES = (
     "kafka",
     "postgres",
 )
+COUNT_EVENTS = "select count(*) from raw_access_events"
 
 
 def daemon(name: str) -> Daemon:
@@ -120,17 +121,10 @@ def up() -> int:
     say(f"Kafka       {bootstrap_servers()}{_origin(local_kafka())}")
     settings = pipeline_settings.postgres_parameters()
     say(f"PostgreSQL  {settings['PGHOST']}:{settings['PGPORT']}{_origin(local_postgres())}")
-    say(
-        f"""
-Next, in two terminals, each after
-    source {environment_file}
-run
-    python streaming/kafka_consumer.py
-    python streaming/kafka_producer.py --duration 10
-and look at the rows:
-    psql -U {settings["PGUSER"]} -d {settings["PGDATABASE"]} -c "select count(*) from raw_access_events"
-"""
-    )
+    psql = f"psql -U {settings['PGUSER']} -d {settings['PGDATABASE']}"
+    say(f"\nNext, in two terminals, each after\n    source {environment_file}\nrun")
+    say("    python streaming/kafka_consumer.py\n    python streaming/kafka_producer.py --duration 10")
+    say(f"and look at the rows:\n    {psql} -c '{COUNT_EVENTS}'")
     return 0
 
 
