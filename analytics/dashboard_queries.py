@@ -21,16 +21,18 @@ import pipeline_settings
 
 TIME_LIMIT_S = 5
 
-# Freshness and the latest rows are looked for in these spans, one after the other: a stream that flows is answered by
+# Freshness and the latest events are looked for in these spans, one after the other: a stream that flows is answered by
 # its last minute, and only one that stopped long ago costs more.
 SPANS = ("1 minute", "1 hour", "1 day", "100 years")
 
-# No row if nothing arrived within the span. A device's clock may run ahead; data cannot be newer than now.
+# No row if nothing happened within the span. A device's clock may run ahead; data cannot be newer than now.
 FRESHNESS = """
 WITH newest AS (
-    SELECT max(event_ts) AS at FROM raw_access_events WHERE ingested_at > now() - %(span)s::interval
+    SELECT max(event_ts) AS at FROM raw_access_events
+    WHERE event_ts > now() - %(span)s::interval AND ingested_at > now() - %(span)s::interval - interval '5 minutes'
     UNION ALL
-    SELECT max(reported_at) FROM raw_device_health WHERE ingested_at > now() - %(span)s::interval
+    SELECT max(reported_at) FROM raw_device_health
+    WHERE reported_at > now() - %(span)s::interval AND ingested_at > now() - %(span)s::interval - interval '5 minutes'
 )
 SELECT now() AS checked_at, least(now(), max(at)) AS newest_at FROM newest HAVING max(at) IS NOT NULL
 """
@@ -38,10 +40,11 @@ SELECT now() AS checked_at, least(now(), max(at)) AS newest_at FROM newest HAVIN
 LATEST_EVENTS = """
 SELECT events.event_ts, events.event_type, events.device_id, devices.household_id, events.trigger_source,
        extract(epoch FROM events.ingested_at - events.event_ts)::float8 AS seconds_to_row
-FROM (SELECT * FROM raw_access_events WHERE ingested_at > now() - %(span)s::interval
-      ORDER BY ingested_at DESC, event_ts DESC LIMIT 20) AS events
+FROM (SELECT * FROM raw_access_events
+      WHERE event_ts > now() - %(span)s::interval AND ingested_at > now() - %(span)s::interval - interval '5 minutes'
+      ORDER BY event_ts DESC, event_id DESC LIMIT 20) AS events
 LEFT JOIN raw_devices AS devices USING (device_id)
-ORDER BY events.ingested_at DESC, events.event_ts DESC
+ORDER BY events.event_ts DESC, events.event_id DESC
 """
 
 # A device counts as online if its newest report says so and is not older than 2.5 health intervals: what fell silent
