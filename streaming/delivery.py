@@ -194,8 +194,9 @@ class Delivery:
                 log.error("the transaction was not aborted either (Kafka will, in a minute): %r", error)
 
     def close(self) -> None:
+        left = self.in_flight
         try:
-            self._producer.close(timeout=5)
+            self._producer.close(timeout=0 if left else 5)  # its timeout counts for every batch that is left
         except KafkaError:
-            log.warning("closed with %d records that Kafka did not take", self.in_flight)
+            log.warning("closed with %d records that Kafka did not acknowledge", left)
         self.publish()

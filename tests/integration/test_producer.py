@@ -1,0 +1,234 @@
+"""The producer against a real broker: what it calls acknowledged is in the topic, once, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from kafka import KafkaConsumer, TopicPartition
+
+from contracts import CONTRACTS, InvalidRecord
+
+if TYPE_CHECKING:
+    from local_servers.kafka_broker import KafkaBroker
+
+ROOT = Path(__file__).resolve().parents[2]
+EVENTS = "smart-access.events"
+CLEAN = ("--duplicate-share", "0", "--malformed-share", "0")
+
+
+@contextmanager
+def producer(broker: KafkaBroker, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "streaming/kafka_producer.py", "--bootstrap-servers", broker.bootstrap_servers]
+    env = {**os.environ, "PRODUCER_METRICS_PORT": "0", "LOG_FORMAT": "json", **environment}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*command, *arguments], cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # does nothing to one that has ended
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
+    """The summary and the log of a producer that ends by itself."""
+    out, err = process.communicate(timeout=120)
+    return json.loads(out), err
+
+
+def offsets(broker: KafkaBroker, topic: str = EVENTS) -> dict[TopicPartition, int]:
+    with closing(KafkaConsumer(bootstrap_servers=broker.bootstrap_servers)) as consumer:
+        partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
+        return dict(consumer.end_offsets(partitions)) if partitions else {}
+
+
+def read(broker: KafkaBroker, topic: str = EVENTS, since: dict[TopicPartition, int] | None = None) -> list[Any]:
+    """The committed records of a topic from `since` on."""
+    ends, records = offsets(broker, topic), []
+    with closing(
+        KafkaConsumer(bootstrap_servers=broker.bootstrap_servers, isolation_level="read_committed")
+    ) as consumer:
+        consumer.assign(list(ends))
+        for partition in ends:
+            consumer.seek(partition, (since or {}).get(partition, 0))
+        deadline = time.monotonic() + 60
+        while any(consumer.position(partition) < end for partition, end in ends.items()):
+            assert time.monotonic() < deadline
+            for found in consumer.poll(timeout_ms=500).values():
+                records.extend(found)
+    return records
+
+
+def wait_for_records(broker: KafkaBroker, more_than: int) -> None:
+    deadline = time.monotonic() + 60
+    while sum(offsets(broker).values()) <= more_than:
+        assert time.monotonic() < deadline, "the producer sends nothing"
+
+
+def ids(records: list[Any]) -> Counter[str]:
+    return Counter(json.loads(record.value)["event_id"] for record in records)
+
+
+def test_every_record_is_acknowledged_and_in_its_topic(kafka: KafkaBroker, tmp_path: Path) -> None:
+    before = {topic: offsets(kafka, topic) for topic in CONTRACTS}
+    truth = tmp_path / "truth.jsonl"
+    with producer(kafka, "--max-speed", "--max-events", "5000", "--ground-truth", str(truth)) as process:
+        summary, err = ended(process)
+    assert process.returncode == 0, err
+    assert summary["sent"] == summary["acknowledged"] > 5400
+    assert summary["failed"] == 0
+    assert summary["p99_ms"] > 0
+    malformed: Counter[str] = Counter()
+    for topic, counts in summary["topics"].items():
+        records = read(kafka, topic, before[topic])
+        assert len(records) == counts["sent"] == counts["acknowledged"]
+        for record in records:
+            try:
+                CONTRACTS[topic].decode(record.value, record.key, record.timestamp)
+            except InvalidRecord:
+                malformed[topic] += 1
+    assert summary["topics"][EVENTS]["sent"] == 5000
+    injected = Counter(t["topic"] for t in map(json.loads, truth.read_text().splitlines()) if t["kind"] == "malformed")
+    assert malformed == injected
+    assert malformed[EVENTS] > 0
+
+
+def test_same_keys_go_where_kafkas_own_partitioner_sends_them(kafka: KafkaBroker) -> None:
+    from kafka import KafkaProducer
+
+    with producer(kafka, "--max-speed", "--max-events", "300", "--households", "5", *CLEAN) as process:
+        ended(process)
+    ours = {record.key: record.partition for record in read(kafka) if record.key.startswith(b"hh-0000")}
+    assert len(set(ours.values())) > 1
+    with closing(KafkaProducer(bootstrap_servers=kafka.bootstrap_servers)) as other:
+        theirs = {key: other.send("smart-access.health", b"{}", key=key).get(30).partition for key in ours}
+    assert ours == theirs
+
+
+def test_the_rate_of_a_live_stream_holds_within_a_percent(kafka: KafkaBroker) -> None:
+    began = time.time() * 1000
+    before = offsets(kafka)
+    with producer(kafka, "--rate", "2", "--duration", "0.1", "--health-interval", "0") as process:  # 600/s for 6 s
+        summary, err = ended(process)
+    assert process.returncode == 0, err
+    assert summary["topics"][EVENTS]["sent"] == 3600
+    assert summary["topics"][EVENTS]["rate"] == pytest.approx(600, rel=0.01)
+    times = sorted(record.timestamp for record in read(kafka, since=before))
+    assert began < times[0] <= times[-1] < time.time() * 1000
+    assert len(times) / (times[-1] - times[0]) * 1000 == pytest.approx(600, rel=0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_in_the_middle_it_waits_for_what_is_on_its_way(kafka: KafkaBroker, number: signal.Signals) -> None:
+    before = offsets(kafka)
+    with producer(kafka, "--rate", "3", *CLEAN) as process:
+        wait_for_records(kafka, sum(before.values()) + 1000)
+        process.send_signal(number)
+        summary, err = ended(process)
+    assert process.returncode == 0, err
+    assert summary["topics"][EVENTS]["acknowledged"] == summary["topics"][EVENTS]["sent"] > 1000
+    assert len(read(kafka, since=before)) == summary["topics"][EVENTS]["sent"]
+
+
+def test_without_a_broker_one_line_says_so() -> None:
+    with socket.socket() as unused:  # bound, not listening: refused
+        unused.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{unused.getsockname()[1]}"
+        env = {**os.environ, "KAFKA_BOOTSTRAP_SERVERS": where, "PRODUCER_METRICS_PORT": "0"}
+        command = [sys.executable, "streaming/kafka_producer.py"]
+        found = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert found.returncode == 1
+    assert found.stdout == ""
+    assert len(found.stderr.splitlines()) == 1
+    assert f"no Kafka at {where} (KAFKA_BOOTSTRAP_SERVERS): " in found.stderr
+    assert "ECONNREFUSED" in found.stderr
+
+
+def test_a_broker_that_crashes_during_the_send_costs_nothing(make_broker: Callable[..., KafkaBroker]) -> None:
+    broker = make_broker()
+    with producer(broker, "--rate", "5", "--max-events", "9000", *CLEAN) as process:  # 1,500/s
+        wait_for_records(broker, 1000)
+        broker.kill()
+        broker.start()
+        summary, err = ended(process)
+    assert process.returncode == 0, err
+    assert summary["topics"][EVENTS] == {"sent": 9000, "acknowledged": 9000, "rate": pytest.approx(1500, rel=0.5)}
+    found = ids(read(broker))
+    assert len(found) == 9000
+    assert set(found.values()) == {1}
+
+
+def test_what_was_not_acknowledged_is_reported_as_failed(make_broker: Callable[..., KafkaBroker]) -> None:
+    broker = make_broker()
+    with producer(broker, "--rate", "3", *CLEAN) as process:
+        wait_for_records(broker, 500)
+        broker.pause()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr
+        while "stopping" not in (line := process.stderr.readline()):
+            assert line
+        process.send_signal(signal.SIGINT)  # the second one does not wait
+        summary, err = ended(process)
+    broker.resume()
+    assert process.returncode == 1
+    assert "interrupted twice" in err
+    assert summary["failed"] == summary["sent"] - summary["acknowledged"] > 0
+
+
+def test_transactions_become_visible_by_the_second_and_are_counted_when_committed(kafka: KafkaBroker) -> None:
+    before = offsets(kafka)
+    arguments = ("--rate", "3", "--duration", "0.05", "--transactional-id", "test-commits", *CLEAN)
+    with producer(kafka, *arguments) as process:
+        summary, err = ended(process)
+    assert process.returncode == 0, err
+    records = read(kafka, since=before)
+    assert len(records) == summary["topics"][EVENTS]["acknowledged"] == summary["topics"][EVENTS]["sent"] == 2700
+    markers = sum(offsets(kafka).values()) - sum(before.values()) - len(records)
+    assert 6 * 2 <= markers <= 6 * 6  # one for each partition and commit: about four commits in three seconds
+
+
+def test_a_fenced_producer_counts_only_what_it_committed(kafka: KafkaBroker) -> None:
+    before = offsets(kafka)
+    name = ("--transactional-id", "test-fence", *CLEAN)
+    with producer(kafka, "--rate", "3", *name) as first:
+        wait_for_records(kafka, sum(before.values()) + 2000)
+        with producer(kafka, "--max-speed", "--max-events", "500", *name) as second:
+            later, _ = ended(second)
+        earlier, err = ended(first)
+    assert second.returncode == 0
+    assert first.returncode == 1, err
+    assert "sending stopped" in err
+    counts = [summary["topics"][EVENTS]["acknowledged"] for summary in (earlier, later)]
+    assert counts[0] < earlier["topics"][EVENTS]["sent"]
+    found = ids(read(kafka, since=before))
+    assert sum(counts) == len(found) == sum(found.values())
+
+
+def test_metrics_agree_with_the_summary(kafka: KafkaBroker, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    before = sum(offsets(kafka).values())
+    with producer(kafka, "--rate", "1", *CLEAN, PRODUCER_METRICS_PORT=str(port)) as process:
+        wait_for_records(kafka, before + 300)
+        name, deadline, text = f'producer_records_acknowledged_total{{topic="{EVENTS}"}}', time.monotonic() + 30, ""
+        while f"{name} 0.0" in text or name not in text:
+            assert time.monotonic() < deadline
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+                text = answer.read().decode()
+        process.send_signal(signal.SIGTERM)
+        ended(process)
+    assert float(text.split(f"{name} ")[1].split()[0]) > 0
+    assert f'producer_records_failed_total{{topic="{EVENTS}"}} 0.0' in text
+    assert "producer_send_latency_seconds_bucket" in text
