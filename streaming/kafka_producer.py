@@ -19,7 +19,6 @@ import random
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterable
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
@@ -33,14 +32,12 @@ import pipeline_metrics
 from contracts import EVENTS
 from delivery import Delivery
 from fleet import Parameters
+from pacing import Clock
 from pipeline_settings import add_kafka_options, add_logging_options, kafka_connection, number, option, set_up_logging
 from simulator import PROFILES, Simulator, Truth
 from topics import ensure_topics
 
 log = logging.getLogger("producer")
-
-PROGRESS_EVERY = 5.0  # seconds
-BEHIND = 1.0  # seconds; from here on the progress says so
 
 
 def _moment(text: str) -> datetime:
@@ -114,47 +111,6 @@ def timeline(args: argparse.Namespace) -> tuple[datetime, float]:
     return start, min(last, (now - start).total_seconds())
 
 
-class Clock:
-    """Paces by an absolute schedule, so no delay adds up; looks after the delivery meanwhile."""
-
-    def __init__(self, delivery: Delivery, stop: threading.Event, max_speed: bool) -> None:
-        self._delivery, self._stop, self._max_speed = delivery, stop, max_speed
-        self._began = time.monotonic()
-        self.reached = math.inf if max_speed else 0.0  # what is due up to here can go without a look at the clock
-        self._progress_at, self._progress_sent = 0.0, 0
-
-    def elapsed(self) -> float:
-        return time.monotonic() - self._began
-
-    def wait_until(self, due: float) -> None:
-        while (ahead := due - (now := self.elapsed())) > 0 and not self._stop.is_set():
-            self.tick(due)
-            self._stop.wait(min(ahead, 0.2))
-        self.reached = max(now, due)
-
-    def tick(self, due: float) -> None:
-        """Every few hundred records and every fraction of a second."""
-        self._delivery.look_after(self._stop)
-        now = self.elapsed()
-        if now - self._progress_at < PROGRESS_EVERY:
-            return
-        delivery = self._delivery
-        rate = (delivery.sent - self._progress_sent) / (now - self._progress_at)
-        self._progress_at, self._progress_sent = now, delivery.sent
-        behind = "" if self._max_speed or now - due < BEHIND else f" behind={now - due:.1f}s (cannot keep up)"
-        log.info(
-            "sent=%d acknowledged=%d failed=%d in_flight=%d rate=%.1f/s p99_ms=%.1f%s",
-            delivery.sent,
-            delivery.acknowledged,
-            delivery.failed,
-            delivery.in_flight,
-            rate,
-            delivery.p99() * 1000,
-            behind,
-        )
-        delivery.publish()
-
-
 def send_all(
     simulator: Simulator,
     delivery: Delivery,
@@ -202,6 +158,7 @@ def stop_on_signals() -> threading.Event:
 
     def handle(signum: int, frame: Any) -> None:
         if stop.is_set():
+            signal.signal(signum, signal.SIG_IGN)
             raise KeyboardInterrupt
         stop.set()
         log.info("stopping: waiting for what is on its way to Kafka")
@@ -221,11 +178,12 @@ def produce(args: argparse.Namespace, delivery: Delivery, stop: threading.Event,
     log.info("%d devices, profile %s, seed %d, simulated time from %s", devices, args.profile, seed, start)
     clock = Clock(delivery, stop, args.max_speed)
     most = math.inf if args.max_events is None else args.max_events
-    sending = 0.0
+    sending, done = 0.0, False
     try:
         send_all(simulator, delivery, clock, stop, (last, most), truth)
         sending = clock.elapsed()
         delivery.finish()
+        done = True
     except KafkaError as error:
         log.error("sending stopped: %r", error)
         delivery.abort()
@@ -237,11 +195,11 @@ def produce(args: argparse.Namespace, delivery: Delivery, stop: threading.Event,
             log.error("%s: %d failed, at last with %r", tally.topic, tally.failed, tally.error)
     found = delivery.summary(sending or clock.elapsed())
     print_summary(found, args.log_format == "json")
-    return 1 if found["failed"] else 0
+    return 0 if done and not found["failed"] else 1
 
 
 def connect(args: argparse.Namespace) -> Delivery | None:
-    """None, and an error in the log, when no broker answers."""
+    """None, and an error in the log, when no broker answers. Exits when it is stopped meanwhile."""
     with kafka_log.last_words() as reason:
         try:
             ensure_topics(kafka_connection(args), args.partitions, args.replication_factor)
@@ -250,6 +208,9 @@ def connect(args: argparse.Namespace) -> Delivery | None:
             where = f"no Kafka at {args.bootstrap_servers} (KAFKA_BOOTSTRAP_SERVERS)"
             log.error("%s: %s", where, reason.line or error)
             return None
+        except KeyboardInterrupt:
+            log.info("stopped before anything was sent")
+            sys.exit(0)
 
 
 def main() -> int:
@@ -267,10 +228,7 @@ def main() -> int:
             return produce(args, delivery, stop_on_signals(), truth) if delivery else 1
     except OSError as error:
         log.error("cannot use %s: %s", what, error.strerror)
-    except KeyboardInterrupt:
-        log.info("stopped before anything was sent")
-        return 0
-    return 1
+        return 1
 
 
 if __name__ == "__main__":
