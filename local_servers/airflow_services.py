@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -41,8 +40,9 @@ class AirflowServices:
         self.port = port
         self.url = f"http://{LOOPBACK}:{port}"
         self.daemons = [Daemon(name, home.parent, log_folder / f"{name}.log") for name in COMMANDS]
-        self._migration_log = log_folder / "airflow-db-migrate.log"
+        self._migration = Daemon("airflow-db-migrate", home.parent, log_folder / "airflow-db-migrate.log")
         self._token = ""
+        self._started: list[Daemon] = []
 
     def start(self) -> None:
         """Starts the processes; `is_ready` tells when they answer. Raises ServerError."""
@@ -50,19 +50,23 @@ class AirflowServices:
         environment = self._environment()
         _create_database()
         airflow = Path(sys.executable).with_name("airflow")
-        with self._migration_log.open("wb") as log:
-            migrated = subprocess.run(
-                [airflow, "db", "migrate"], env=environment, stdout=log, stderr=log, start_new_session=True, check=False
-            )
-        if migrated.returncode != 0:
-            raise ServerError(f"airflow db migrate failed: see {self._migration_log}")
+        self._migration.start([airflow, "db", "migrate"], env=environment)
+        if self._migration.wait() != 0:
+            raise ServerError(f"airflow db migrate failed.{self._migration.log_tail()}")
         for daemon in self.daemons:
             daemon.start([airflow, *COMMANDS[daemon.name]], env=environment)
+            self._started.append(daemon)
 
     def stop(self) -> None:
         # The scheduler first: it starts nothing new then, and its tasks can still report to the api-server
-        for daemon in reversed(self.daemons):
-            daemon.stop(timeout_s=20)
+        by_name = {daemon.name: daemon for daemon in self.daemons}
+        self._migration.stop()
+        for name in ("airflow-scheduler", "airflow-dag-processor", "airflow-api-server"):
+            by_name[name].stop(timeout_s=20)
+
+    def started(self) -> list[Daemon]:
+        """The processes that should be running by now."""
+        return list(self._started)
 
     def is_ready(self) -> bool:
         """Whether the UI answers and both other processes have reported."""

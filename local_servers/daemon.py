@@ -77,6 +77,12 @@ class Daemon:
     def is_running(self) -> bool:
         return self.process() is not None
 
+    def wait(self) -> int:
+        """Of a process that this program started: waits for its end; its exit code."""
+        if self._child is None:
+            raise ServerError(f"{self.name} was not started here")
+        return self._child.wait()
+
     def exit_code(self) -> int | None:
         """Of a process that this program started and that has ended."""
         return self._child.poll() if self._child is not None else None

@@ -35,6 +35,7 @@ SERVICES = (
     "airflow-scheduler",
     "airflow-dag-processor",
     "airflow-api-server",
+    "airflow-db-migrate",
     "dashboard",
     "kafka-ui",
     "kafka",
