@@ -74,6 +74,10 @@ class Session(ConsumerRebalanceListener):
         )
         self._is_fast = speed_up(self._consumer)
         self._consumer.subscribe(list(CONTRACTS), listener=self)
+        for topic in CONTRACTS:
+            # kafka-python may otherwise join before it knows the partitions, assign none of them, and leave it at that
+            if not self._consumer.partitions_for_topic(topic):
+                raise LogMismatch(f"topic {topic} is missing, or this user may not read it")
 
     # --- called by kafka-python, on its own thread ---
 
