@@ -43,7 +43,7 @@ class Parameters:
     places: int = 24  # regions a fleet lives in; assumed
     sessions_per_day: float = 4.9  # published: garage doors 3-5 cycles a day, locks about 5; makes about 10 events
     sessions_spread: float = 4.0  # shape of the gamma distribution over devices; assumed
-    # The double peak follows the start times of household trips (US National Household Travel Survey); values assumed.
+    # Weight of each local hour. Commuting peaks as in the US National Household Travel Survey; the values are assumed.
     weekday_hours: tuple[float, ...] = (
         1, 1, 1, 1, 2, 6, 12, 18, 16, 9, 8, 9,
         10, 9, 10, 14, 17, 20, 17, 13, 10, 7, 4, 2,
