@@ -13,8 +13,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import requests
-
 from local_servers import ServerError, state_dir
 
 # Another logging binding than slf4j-simple drags in an older kafka-clients
@@ -81,7 +79,7 @@ def _resolve(scratch: Path) -> list[Path]:
     builder = EnvironmentBuilder(context=context, cache_dir=scratch / "envs", link_strategy=LinkStrategy.COPY)
     try:
         environment = builder.from_endpoint(COORDINATES)
-    except (requests.RequestException, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise ServerError(f"cannot download Apache Kafka from Maven Central: {error}") from error
     return list(environment.all_jars)
 
