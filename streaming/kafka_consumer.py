@@ -20,8 +20,9 @@ from functools import partial
 
 import psycopg2
 import tenacity
-from kafka.errors import KafkaError, KafkaTimeoutError, RetriableError
+from kafka.errors import KafkaError, RetriableError
 
+import kafka_log
 import pipeline_metrics as metrics
 from membership import ClusterChanged, LogMismatch, Session
 from pipeline_settings import (
@@ -66,6 +67,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     args = parse_arguments()
     set_up_logging(args)
+    kafka_log.calm()
     sys.setswitchinterval(0.0002)  # the default of 5 ms leaves one thread waiting while the other computes
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -79,9 +81,11 @@ def main() -> int:
             return 1
     try:
         wait_for_postgres(stop, status)
-        ensure_topics(kafka_connection(args), args.partitions, args.replication_factor)
-    except KafkaTimeoutError:
-        log.error("no broker answers at %s: set KAFKA_BOOTSTRAP_SERVERS", args.bootstrap_servers)
+        with kafka_log.last_words() as last_words:
+            ensure_topics(kafka_connection(args), args.partitions, args.replication_factor)
+    except KafkaError as error:
+        reason = last_words.line or error
+        log.error("no Kafka at %s (KAFKA_BOOTSTRAP_SERVERS): %s", args.bootstrap_servers, reason)
         return 1
     except psycopg2.OperationalError as error:
         if stop.is_set():

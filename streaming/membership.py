@@ -70,6 +70,7 @@ class Session(ConsumerRebalanceListener):
             auto_offset_reset="none",  # 'earliest' would restart at 0, silently, whenever an offset is out of range
             max_poll_records=MAX_POLL_RECORDS,
             fetch_max_bytes=8 * 1024 * 1024,
+            reconnect_backoff_max_ms=1_000,  # the default lets a broker that is back wait for up to 30 s
             metrics_enabled=False,
         )
         self._is_fast = speed_up(self._consumer)
