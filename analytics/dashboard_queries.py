@@ -3,8 +3,9 @@
 Each statement aggregates in the database and returns what a page shows, never a whole table. Sessions are read-only
 and bound to TIME_LIMIT_S per statement, so that a page cannot hold up the pipeline.
 
-An event cannot be stored before it happened, except by a clock that runs ahead, by 5 minutes at most. So a bound on
-event_ts implies one on ingested_at, and that one has an index (BRIN, in the order of arrival).
+An event is stored after it happened, or 5 minutes before it by a clock that runs ahead. So each bound on event_ts comes
+with one on ingested_at, which has an index (BRIN, in the order of arrival). What comes from a clock further ahead, the
+producer's included, is left out here; the marts count it.
 """
 
 from __future__ import annotations

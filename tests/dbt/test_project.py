@@ -15,12 +15,13 @@ def execute(warehouse: Any, statement: str) -> None:
         cursor.execute(statement)
 
 
-def test_on_empty_tables_every_model_builds_and_every_test_and_unit_test_passes(dbt: Dbt, warehouse: Any) -> None:
-    assert dbt("run").success
-    tested = dbt("test")
-    assert tested.success
-    outcomes = {(each.node.resource_type, each.status) for each in tested.result}
-    assert outcomes == {("operation", "success"), ("test", "pass"), ("unit_test", "pass")}
+def test_on_empty_tables_one_build_makes_every_model_and_passes_every_test_and_unit_test(
+    dbt: Dbt, warehouse: Any
+) -> None:
+    built = dbt("build")
+    assert built.success
+    outcomes = {(each.node.resource_type, each.status) for each in built.result}
+    assert {("model", "success"), ("test", "pass"), ("unit_test", "pass")} <= outcomes
 
 
 def test_a_row_that_breaks_the_key_of_a_mart_is_found(dbt: Dbt, warehouse: Any) -> None:

@@ -89,6 +89,8 @@ touched_days as (
         local_observations.local_date
     from moved_devices
     inner join local_observations on moved_devices.device_id = local_observations.device_id
+    -- asked once, before anything is read: most runs find no device moved
+    where (select count(any_moved.device_id) > 0 from moved_devices as any_moved)
     union
     select
         moved_devices.device_id,
