@@ -102,13 +102,14 @@ class AirflowServices:
                 self._token = ""  # it has expired: the next request takes a new one
             raise
 
-    def _call(self, method: str, path: str, body: Any) -> Any:
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
         headers = {"Content-Type": "application/json"}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        # Long: on two busy cores Airflow can take seconds
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
     def _environment(self) -> dict[str, str]:
