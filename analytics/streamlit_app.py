@@ -26,6 +26,7 @@ import pipeline_settings
 RANGES = {"Last hour": ("1 hour", "1 minute"), "Last 24 hours": ("24 hours", "15 minutes")}
 # told apart by lightness too, on a light and on a dark page
 COLOURS = {"open": "#3b82f6", "close": "#94a3b8", "fail": "#ea580c"}
+MARTS_TITLE = "Most failures, last 7 days"
 # SQLSTATEs; psycopg2 has none for a connection that could not be made
 QUERY_CANCELED = "57014"
 NO_SUCH_TABLE = ("42P01", "3F000")
@@ -209,8 +210,8 @@ def show_events_over_time() -> None:
 
 
 def show_ledger() -> None:
-    st.subheader("Ledger")
     ledger = recent(queries.LEDGER)
+    st.subheader("Ledger")
     if ledger.empty:
         st.caption("No partition has been consumed yet.")
         return
@@ -224,17 +225,18 @@ def show_ledger() -> None:
 
 
 def show_marts() -> None:
-    st.subheader("Most failures, last 7 days")
     try:
         found = recent(queries.MART_FRESHNESS)
     except DBAPIError as error:
         if getattr(error.orig, "pgcode", None) not in NO_SUCH_TABLE:
             raise
+        st.subheader(MARTS_TITLE)
         st.info(
             "**dbt has not run yet.** Enable the DAG `smart_access_streaming_pipeline` in Airflow, or run it here:\n\n"
             "    dbt run --project-dir dbt --profiles-dir dbt"
         )
         return
+    st.subheader(MARTS_TITLE)
     checked_at, newest_at = found.loc[0, ["checked_at", "newest_at"]]
     if pd.isna(newest_at):
         st.caption("dbt has run, on empty tables. Its next run takes what has arrived since.")

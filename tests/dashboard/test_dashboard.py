@@ -211,6 +211,7 @@ def test_with_postgresql_down_the_page_says_so_once_and_comes_back_by_itself(
     assert f"**PostgreSQL cannot be reached** at 127.0.0.1:{port}/" in page.error[0].value
     assert "Connection refused" in page.error[0].value
     assert metrics(page) == {}
+    assert [heading.value for heading in page.subheader] == []
 
     monkeypatch.setenv("PGPORT", database["PGPORT"])
     page.run()
