@@ -169,6 +169,18 @@ def test_data_that_grows_old_is_delayed_and_then_stale(connection: Any, open_pag
         assert word in said(open_page())
 
 
+def test_old_data_that_arrives_now_does_not_make_the_stream_look_stale(
+    connection: Any, open_page: Callable[[], AppTest]
+) -> None:
+    execute(
+        connection,
+        """INSERT INTO raw_device_health (device_id, reported_at, ingested_at, is_online) VALUES
+               ('lock', now() - interval '2 minutes', now() - interval '2 minutes', true),
+               ('lock', now() - interval '3 hours', now(), true)""",
+    )
+    assert "Delayed: data to" in said(open_page())
+
+
 def test_a_ledger_out_of_balance_is_an_error_that_names_the_topic(
     connection: Any, open_page: Callable[[], AppTest]
 ) -> None:
