@@ -6,6 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import yaml
+
+import pipeline_settings
+from sink import TRANSACTION_TIMEOUT_S
 
 Dbt = Callable[..., Any]
 
@@ -68,3 +72,8 @@ def test_the_marts_carry_their_descriptions_into_the_database(dbt: Dbt, warehous
         cursor.execute("SELECT obj_description('marts.fct_device_daily_summary'::regclass)")
         (description,) = cursor.fetchone()
     assert description.startswith("One row per device and local day")
+
+
+def test_a_run_reads_again_at_least_what_a_slow_writer_may_commit_behind_it() -> None:
+    project = yaml.safe_load((pipeline_settings.ROOT / "dbt/dbt_project.yml").read_text())
+    assert project["vars"]["overlap_seconds"] >= TRANSACTION_TIMEOUT_S
