@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,10 @@ class Daemon:
         try:
             pid, started = self._pid_file.read_text().split()
             process = psutil.Process(int(pid))
-            if abs(process.create_time() - float(started)) > SAME_START_S:
-                return None
-            return None if process.status() == psutil.STATUS_ZOMBIE else process
+            same = abs(process.create_time() - float(started)) <= SAME_START_S
         except (FileNotFoundError, psutil.NoSuchProcess):
             return None
+        return process if same and _is_alive(process) else None
 
     def is_running(self) -> bool:
         return self.process() is not None
@@ -118,11 +118,9 @@ class Daemon:
     def _wait_gone(self, process: psutil.Process, timeout_s: float) -> bool:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            if self._child is not None and self._child.pid == process.pid:
-                gone = self._child.poll() is not None
-            else:
-                gone = not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-            if gone:
+            if self._child is not None:
+                self._child.poll()
+            if not _is_alive(process):
                 return True
             time.sleep(0.02)
         return False
@@ -153,14 +151,18 @@ class Daemon:
 
 def _end_orphans(children: list[psutil.Process]) -> None:
     """Workers that outlive their parent would keep its port."""
-    alive = [child for child in children if child.is_running()]
-    for child in alive:
-        try:
-            child.terminate()
-        except psutil.NoSuchProcess:
-            continue
-    for child in psutil.wait_procs(alive, timeout=5)[1]:
-        try:
-            child.kill()
-        except psutil.NoSuchProcess:
-            continue
+    for number, patience_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        for child in filter(_is_alive, children):
+            with suppress(psutil.NoSuchProcess):
+                child.send_signal(number)
+        deadline = time.monotonic() + patience_s
+        while any(map(_is_alive, children)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """A zombie is not: it waits for a parent that reaps it, for ever where PID 1 does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

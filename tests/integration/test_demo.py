@@ -1,0 +1,125 @@
+"""The commands as a person runs them: scripts/stack keeps data and scripts/demo balances, on real servers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from local_servers import ROOT, free_port, kafka_jars
+
+
+@pytest.fixture
+def environment(servers_folder: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """Settings with a state folder and ports of their own; what runs there at the end is ended."""
+    state = servers_folder / request.node.name
+    state.mkdir()
+    (state / "jars").symlink_to(kafka_jars.jars_folder())
+    ports = ("PGPORT", "AIRFLOW_PORT", "STREAMLIT_PORT", "KAFKA_UI_PORT", "CONSUMER_METRICS_PORT")
+    settings = {
+        **os.environ,
+        **{name: str(free_port()) for name in (*ports, "PRODUCER_METRICS_PORT")},
+        "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}",
+        "PGHOST": "127.0.0.1",
+        "STACK_DIR": str(state),
+        "STACK_EXTERNAL": "",
+    }
+    yield settings
+    run_stack(settings, "down")
+
+
+def run_stack(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "local_servers.stack", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
+def start_demo(environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "local_servers.demo", "--no-airflow", "--no-ui", "--no-dashboard", *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def psql(environment: dict[str, str], statement: str) -> str:
+    """As `up` tells people to: after sourcing the file that it wrote."""
+    line = f'source "$STACK_DIR/env" && psql -U postgres -d smart_access -qAt -c "{statement}"'
+    answer = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout.strip()
+
+
+def pids(environment: dict[str, str]) -> list[str]:
+    return [(Path(environment["STACK_DIR"]) / f"{name}.pid").read_text() for name in ("kafka", "postgres")]
+
+
+def test_the_stack_keeps_its_data_until_it_is_reset(environment: dict[str, str]) -> None:
+    first = run_stack(environment, "up")
+    assert first.returncode == 0, first.stderr
+    assert "python streaming/kafka_consumer.py" in first.stdout
+    psql(environment, "insert into raw_households (household_id, updated_at) values ('kept', now())")
+    running = pids(environment)
+    assert run_stack(environment, "up").returncode == 0
+    assert pids(environment) == running
+    assert run_stack(environment, "status").returncode == 0
+
+    assert run_stack(environment, "down").returncode == 0
+    assert run_stack(environment, "status").returncode == 1
+    assert run_stack(environment, "up").returncode == 0
+    assert psql(environment, "select household_id from raw_households") == "kept"
+
+    assert run_stack(environment, "reset", "--yes").returncode == 0
+    assert sorted(path.name for path in Path(environment["STACK_DIR"]).iterdir()) == ["jars"]
+
+
+def test_a_port_in_use_ends_the_start_in_one_line(environment: dict[str, str], kafka: object) -> None:
+    taken = environment | {"KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers}  # type: ignore[attr-defined]
+    refused = run_stack(taken, "up")
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+    assert "set KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:<free port>" in refused.stderr
+
+
+def wait_for_line(demo: subprocess.Popen[str], words: str) -> None:
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if words in line:
+            return
+    pytest.fail(f"the demo ended without saying: {words}")
+
+
+def test_the_demo_ends_in_order_at_ctrl_c_and_balances(environment: dict[str, str]) -> None:
+    demo = start_demo(environment)
+    wait_for_line(demo, "new rows are in the tables after")
+    demo.send_signal(signal.SIGINT)
+    output, _ = demo.communicate(timeout=120)
+    assert demo.returncode == 0, output
+    steps = ["stopping the producer", "the consumer drains", "it balances", "stopping kafka …", "stopping postgres …"]
+    assert [output.index(step) for step in steps] == sorted(output.index(step) for step in steps)
+    assert run_stack(environment, "status").returncode == 1
+
+
+def test_the_demo_says_which_part_died_and_fails(environment: dict[str, str]) -> None:
+    demo = start_demo(environment)
+    wait_for_line(demo, "new rows are in the tables after")
+    pid = int((Path(environment["STACK_DIR"]) / "consumer.pid").read_text().split()[0])
+    os.kill(pid, signal.SIGKILL)
+    output, _ = demo.communicate(timeout=120)
+    assert demo.returncode == 1
+    assert "consumer has ended by itself. The end of" in output
+    assert run_stack(environment, "status").returncode == 1
+    assert not psutil.pid_exists(pid)
+
+
+def test_the_demo_ends_by_itself_after_its_minutes(environment: dict[str, str]) -> None:
+    began = time.monotonic()
+    demo = start_demo(environment, "--minutes", "0.1")
+    output, _ = demo.communicate(timeout=120)
+    assert demo.returncode == 0, output
+    assert time.monotonic() - began >= 6
