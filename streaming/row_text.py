@@ -54,6 +54,7 @@ def encode(contract: Contract, partition: int, records: list[Record]) -> Encoded
             columns = contract.decode(record.value, record.key, record.timestamp)
         except InvalidRecord as error:
             dead.append((record, error))
+            mismatched.discard(record.offset)
             continue
         lines[at] = copy_line(columns, partition, record.offset)
         if shape and record.key != (columns[contract.columns.index("device_id")] or "").encode():
@@ -76,7 +77,9 @@ class _Shape(NamedTuple):
 def _plain_lines(shape: _Shape, partition: int, records: list[Record], mismatched: set[int]) -> list[str]:
     """The lines of the records of the plain shape and "" for the others."""
     lines, times = shape.lines(partition, records, mismatched)
-    if not shape.rows.fullmatch("".join(lines)):
+    text = "".join(lines)
+    # a newline within a value could make one record look like two rows, so there must be one for each line
+    if text.count("\n") != len(lines) - lines.count("") or not shape.rows.fullmatch(text):
         lines = [line if shape.row.fullmatch(line) else "" for line in lines]
     if max(times) > _latest(min(records, key=_timestamp).timestamp):
         lines = [
@@ -87,7 +90,10 @@ def _plain_lines(shape: _Shape, partition: int, records: list[Record], mismatche
 
 
 def _timestamp(record: Record) -> int:
-    return record.timestamp
+    return record.timestamp if record.timestamp < UNUSABLE_FROM_MS else -1
+
+
+UNUSABLE_FROM_MS = 4_000_000_000_000  # in 2096; Contract.decode knows what to make of a later one
 
 
 def _latest(timestamp_ms: int) -> str:
@@ -95,7 +101,7 @@ def _latest(timestamp_ms: int) -> str:
 
     A record without a usable timestamp gets "", so that Contract.decode judges it.
     """
-    if not 0 <= timestamp_ms < 4_000_000_000_000:
+    if not 0 <= timestamp_ms < UNUSABLE_FROM_MS:
         return ""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(timestamp_ms // 1000 + MAX_AHEAD.seconds))
 
