@@ -118,14 +118,16 @@ class Daemon:
     def _wait_gone(self, process: psutil.Process, timeout_s: float) -> bool:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            if self._child is not None:
-                self._child.poll()
             if not _is_alive(process):
+                if self._child is not None and self._child.pid == process.pid:
+                    self._child.wait()  # Java looks like a zombie while its last threads end: only now has it gone
                 return True
             time.sleep(0.02)
         return False
 
     def _forget(self) -> None:
+        if self._child is not None:
+            self._child.poll()
         self._pid_file.unlink(missing_ok=True)
 
     def wait_until(self, ready: Callable[[], bool], timeout_s: float, interval_s: float = 0.05) -> None:
@@ -151,7 +153,7 @@ class Daemon:
 
 def _end_orphans(children: list[psutil.Process]) -> None:
     """Workers that outlive their parent would keep its port."""
-    for number, patience_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+    for number, patience_s in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
         for child in filter(_is_alive, children):
             with suppress(psutil.NoSuchProcess):
                 child.send_signal(number)
