@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from record_decoder import Record
+from record_decoder import PlainRecord, Record
 from row_text import Encoded
 
 TopicPartition = tuple[str, int]
@@ -24,7 +25,7 @@ class Chunk(NamedTuple):
     """Rows of one partition: lines[i], of COPY's text format, is the row of records[i]."""
 
     partition: int
-    records: list[Record]
+    records: Sequence[PlainRecord]
     lines: list[str]
 
 

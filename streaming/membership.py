@@ -133,7 +133,7 @@ class Session(ConsumerRebalanceListener):
                 records = [Record(r.offset, r.timestamp, r.key, r.value, r.headers) for r in records]
             encoded = encode(CONTRACTS[topic], partition, records)
             metrics.KEY_MISMATCHES.labels(topic).inc(len(encoded.mismatched))
-            self._hand_over(topic, partition, records[-1].offset + 1, encoded)
+            self._hand_over(topic, partition, Record(*records[-1]).offset + 1, encoded)
         if not polled:
             self._pass_gaps()
         self._writer.close_batch(more_to_come=count >= MAX_POLL_RECORDS)

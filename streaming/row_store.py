@@ -21,13 +21,13 @@ from psycopg2 import sql
 
 from batch import Chunk, DeadLetter
 from contracts import EPOCH, Contract
-from record_decoder import Record
+from record_decoder import PlainRecord, Record
 from row_text import escape
 
 
 class Row(NamedTuple):
     partition: int
-    record: Record
+    record: PlainRecord
     line: str
 
 
@@ -78,7 +78,7 @@ def _merge_or_halve(cursor: Any, contract: Contract, rows: list[Row], dead: list
         if len(rows) == 1:
             partition, record, _ = rows[0]
             detail = f"SQLSTATE {error.pgcode}: {error.diag.message_primary}"
-            dead.append(DeadLetter(contract.topic, partition, record, "refused_by_database", detail))
+            dead.append(DeadLetter(contract.topic, partition, Record(*record), "refused_by_database", detail))
             return Counter()
         half = len(rows) // 2
         first = _merge_or_halve(cursor, contract, rows[:half], dead)

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
 from contracts import EVENTS, HEALTH, MAX_AHEAD, MAX_VALUE_BYTES, Columns, Contract, InvalidRecord
-from record_decoder import Record
+from record_decoder import PlainRecord, Record
 
 
 class Encoded(NamedTuple):
     """The records of one poll of one partition: lines[i] is the row of records[i]."""
 
-    records: list[Record]
+    records: Sequence[PlainRecord]
     lines: list[str]
     dead: list[tuple[Record, InvalidRecord]]
     mismatched: set[int]  # offsets of the events and health reports whose key is not their device_id
@@ -41,15 +42,16 @@ def escape(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
-def encode(contract: Contract, partition: int, records: list[Record]) -> Encoded:
+def encode(contract: Contract, partition: int, records: Sequence[PlainRecord]) -> Encoded:
     """Lines for the valid records, in their order; the others with the reason why they are dead."""
     shape = _SHAPES.get(contract.topic)
     mismatched: set[int] = set()
     lines = _plain_lines(shape, partition, records, mismatched) if shape else [""] * len(records)
     dead = []
-    for at, record in enumerate(records) if not all(lines) else ():
-        if lines[at]:
+    for at, line in enumerate(lines) if not all(lines) else ():
+        if line:
             continue
+        record = Record(*records[at])
         try:
             columns = contract.decode(record.value, record.key, record.timestamp)
         except InvalidRecord as error:
@@ -65,7 +67,7 @@ def encode(contract: Contract, partition: int, records: list[Record]) -> Encoded
     return Encoded(records, lines, dead, mismatched)
 
 
-_Lines = Callable[[int, list[Record], set[int]], tuple[list[str], list[str]]]
+_Lines = Callable[[int, Sequence[PlainRecord], set[int]], tuple[list[str], list[str]]]
 
 
 class _Shape(NamedTuple):
@@ -74,23 +76,20 @@ class _Shape(NamedTuple):
     rows: re.Pattern[str]
 
 
-def _plain_lines(shape: _Shape, partition: int, records: list[Record], mismatched: set[int]) -> list[str]:
+def _plain_lines(shape: _Shape, partition: int, records: Sequence[PlainRecord], mismatched: set[int]) -> list[str]:
     """The lines of the records of the plain shape and "" for the others."""
     lines, times = shape.lines(partition, records, mismatched)
     text = "".join(lines)
     # a newline within a value could make one record look like two rows, so there must be one for each line
     if text.count("\n") != len(lines) - lines.count("") or not shape.rows.fullmatch(text):
         lines = [line if shape.row.fullmatch(line) else "" for line in lines]
-    if max(times) > _latest(min(records, key=_timestamp).timestamp):
+    timestamps = list(map(itemgetter(1), records))
+    if max(times) > _latest(min(timestamps)) or max(timestamps) >= UNUSABLE_FROM_MS:
         lines = [
-            line if text <= _latest(record.timestamp) else ""
-            for line, text, record in zip(lines, times, records, strict=True)
+            line if time_ <= _latest(timestamp) else ""
+            for line, time_, timestamp in zip(lines, times, timestamps, strict=True)
         ]
     return lines
-
-
-def _timestamp(record: Record) -> int:
-    return record.timestamp if record.timestamp < UNUSABLE_FROM_MS else -1
 
 
 UNUSABLE_FROM_MS = 4_000_000_000_000  # in 2096; Contract.decode knows what to make of a later one
@@ -134,7 +133,7 @@ _UNDECODED = (msgspec.DecodeError, UnicodeDecodeError, TypeError)  # TypeError: 
 _NULL = "\\N"
 
 
-def _event_lines(partition: int, records: list[Record], mismatched: set[int]) -> tuple[list[str], list[str]]:
+def _event_lines(partition: int, records: Sequence[PlainRecord], mismatched: set[int]) -> tuple[list[str], list[str]]:
     lines, times = [], []
     for offset, _, key, value, _ in records:
         try:
@@ -155,7 +154,7 @@ def _event_lines(partition: int, records: list[Record], mismatched: set[int]) ->
     return lines, times
 
 
-def _health_lines(partition: int, records: list[Record], mismatched: set[int]) -> tuple[list[str], list[str]]:
+def _health_lines(partition: int, records: Sequence[PlainRecord], mismatched: set[int]) -> tuple[list[str], list[str]]:
     lines, times = [], []
     for offset, _, key, value, _ in records:
         try:

@@ -16,6 +16,7 @@ import tenacity
 
 import pipeline_metrics as metrics
 from batch import Batch, TopicPartition, Written
+from record_decoder import Record
 from row_text import Encoded
 from sink import Sink, is_outage
 
@@ -183,9 +184,10 @@ class Writer:
             metrics.DEAD.labels(letter.topic, letter.reason).inc()
         for topic, chunks in batch.chunks.items():
             for chunk in chunks:
-                for record in (chunk.records[0], chunk.records[-1]):
+                first, last = Record(*chunk.records[0]), Record(*chunk.records[-1])
+                for record in (first, last):
                     metrics.EVENT_TO_ROW_SECONDS.observe(max(0.0, now - record.timestamp / 1000))
-                self.newest[topic, chunk.partition] = chunk.records[-1].timestamp
+                self.newest[topic, chunk.partition] = last.timestamp
         metrics.BATCH_RECORDS.observe(batch.records)
         metrics.COMMIT_SECONDS.observe(seconds)
         self.stored_to.update({partition: span.high for partition, span in batch.spans.items()})
