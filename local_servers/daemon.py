@@ -119,15 +119,14 @@ class Daemon:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if not _is_alive(process):
-                if self._child is not None and self._child.pid == process.pid:
-                    self._child.wait()  # Java looks like a zombie while its last threads end: only now has it gone
                 return True
             time.sleep(0.02)
         return False
 
     def _forget(self) -> None:
         if self._child is not None:
-            self._child.poll()
+            # Java looks like a zombie while its last threads end: only after this it has gone
+            self._child.wait(timeout=10)
         self._pid_file.unlink(missing_ok=True)
 
     def wait_until(self, ready: Callable[[], bool], timeout_s: float, interval_s: float = 0.05) -> None:
@@ -135,6 +134,7 @@ class Daemon:
         deadline = time.monotonic() + timeout_s
         while not ready():
             if not self.is_running():
+                self._forget()
                 raise ServerError(f"{self.name} ended while starting.{self.log_tail()}")
             if time.monotonic() > deadline:
                 self.stop()

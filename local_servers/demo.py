@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,7 +60,7 @@ class AirflowView:
     """Airflow starts and is asked in a thread of its own: neither may hold up the status."""
 
     services: AirflowServices
-    began: float
+    on_ready: Callable[[], None]
     text: str = "starting"
     error: ServerError | None = None
     ended: threading.Event = field(default_factory=threading.Event)
@@ -71,7 +72,7 @@ class AirflowView:
                 if self.ended.wait(0.5):
                     return
             self.text = "no run yet"
-            logging.info("Airflow is ready after %.0f s", time.monotonic() - self.began)
+            self.on_ready()
             self._follow_runs()
         except ServerError as error:
             if not self.ended.is_set():
@@ -124,9 +125,8 @@ class Demo:
         self._run("producer", [ROOT / "streaming/kafka_producer.py"])
         if not self.args.no_airflow:
             port = ports["Airflow"][0]
-            self.airflow = AirflowView(
-                AirflowServices(state_dir() / "airflow", port, state_dir() / "logs"), began=self.began
-            )
+            services = AirflowServices(state_dir() / "airflow", port, state_dir() / "logs")
+            self.airflow = AirflowView(services, lambda: self._say(f"Airflow is ready after {self._seconds():.0f} s"))
             threading.Thread(target=self.airflow.follow, name="airflow", daemon=True).start()
             self.urls["Airflow"] = f"http://{LOOPBACK}:{port} ({USER}/{PASSWORD})"
         if not self.args.no_dashboard:
@@ -202,15 +202,18 @@ class Demo:
         self.lag_seconds = read_lag_seconds(self.metrics_port)
         if self._stored_before is not None and total(accounts).stored > self._stored_before:
             self._stored_before = None
-            self._say(f"new rows are in the tables after {time.monotonic() - self.began:.1f} s")
+            self._say(f"new rows are in the tables after {self._seconds():.1f} s")
         return accounts
 
     def _accounts(self) -> list[TopicAccount]:
         assert self._accountant is not None, "asked before the start"
         return self._accountant.accounts()
 
+    def _seconds(self) -> float:
+        return time.monotonic() - self.began
+
     def _elapsed(self) -> str:
-        return time.strftime("%H:%M:%S", time.gmtime(time.monotonic() - self.began))
+        return time.strftime("%H:%M:%S", time.gmtime(self._seconds()))
 
     def _lag_text(self) -> str:
         return "-" if self.lag_seconds is None else f"{self.lag_seconds:.1f}"
