@@ -217,6 +217,11 @@ def main() -> int:
     except KeyboardInterrupt:
         log.info("stopped; what was replayed before is kept")
         return 1
+    except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+        # rolling back over a broken connection fails too: the first of the two errors tells why
+        reason = str(error.__context__ or error).strip().splitlines()[0]
+        log.error("PostgreSQL ended it: %s; what was replayed before is kept", reason)
+        return 1
     finally:
         connection.close()
 
