@@ -52,12 +52,39 @@ class Consumer:
         assert self.process.poll() is None, self.log
 
 
-class Pipeline:
+class Database:
+    """A database with the project's tables, by libpq's variables."""
+
+    def __init__(self, environment: dict[str, str]):
+        self.environment = environment
+
+    def connect(self) -> Any:
+        env = self.environment
+        return psycopg2.connect(
+            host=env["PGHOST"], port=env["PGPORT"], dbname=env["PGDATABASE"], user=env["PGUSER"],
+            password=env["PGPASSWORD"],
+        )  # fmt: skip
+
+    def execute(self, statement: str, *values: Any) -> None:
+        with closing(self.connect()) as connection, connection, connection.cursor() as cursor:
+            cursor.execute(statement, values)
+
+    def rows(self, statement: str, *values: Any) -> list[Any]:
+        with closing(self.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute(statement, values or None)
+            return list(cursor.fetchall())
+
+    def one(self, statement: str, *values: Any) -> Any:
+        [(found,)] = self.rows(statement, *values)
+        return found
+
+
+class Pipeline(Database):
     def __init__(self, broker: KafkaBroker, database: dict[str, str], folder: Path):
+        super().__init__({**database, "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers})
         self._kafka = {"bootstrap_servers": broker.bootstrap_servers}
         self._folder = folder
         self._number = 0
-        self.environment = {**database, "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers}
         self.group = f"test-{uuid.uuid4().hex[:8]}"
         ensure_topics(self._kafka, PARTITIONS, 1)
         self.cluster = cluster_id(self._kafka)
@@ -71,28 +98,6 @@ class Pipeline:
 
     def close(self) -> None:
         self.producer.close()
-
-    def connect(self) -> Any:
-        env = self.environment
-        connection = psycopg2.connect(
-            host=env["PGHOST"], port=env["PGPORT"], dbname=env["PGDATABASE"], user=env["PGUSER"],
-            password=env["PGPASSWORD"],
-        )  # fmt: skip
-        connection.autocommit = True
-        return connection
-
-    def execute(self, statement: str, *values: Any) -> None:
-        with closing(self.connect()) as connection, connection.cursor() as cursor:
-            cursor.execute(statement, values)
-
-    def rows(self, statement: str, *values: Any) -> list[Any]:
-        with closing(self.connect()) as connection, connection.cursor() as cursor:
-            cursor.execute(statement, values)
-            return list(cursor.fetchall())
-
-    def one(self, statement: str, *values: Any) -> Any:
-        [(found,)] = self.rows(statement, *values)
-        return found
 
     def ends(self) -> dict[tuple[str, int], int]:
         partitions = [TopicPartition(topic, partition) for topic in CONTRACTS for partition in range(PARTITIONS)]
