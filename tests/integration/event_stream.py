@@ -62,7 +62,7 @@ class Stream(Pipeline):
     def load(self, rate: int = 1000) -> Iterator[None]:
         """Sends `rate` events a second beside the block, and leaves when all of them are acknowledged."""
         over = threading.Event()
-        futures = []
+        futures: list[Any] = []
 
         def send() -> None:
             while not over.wait(0.05):
