@@ -11,24 +11,18 @@ import base64
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg2
 from psycopg2 import sql
 
 from batch import Chunk, DeadLetter
 from contracts import EPOCH, Contract
-from record_decoder import PlainRecord, Record
+from record_decoder import Record
 from row_text import escape
-
-
-class Row(NamedTuple):
-    partition: int
-    record: PlainRecord
-    line: str
 
 
 def is_refused_row(error: psycopg2.Error) -> bool:
@@ -40,9 +34,7 @@ def copy_straight(cursor: Any, contract: Contract, chunks: list[Chunk], dead: li
     """Rows by COPY into the table itself: fails on the first key that is there already."""
     if contract.compacted:
         return merge(cursor, contract, chunks, dead)
-    text = "".join(chain.from_iterable(chunk.lines for chunk in chunks)).encode()
-    # read in one piece: in small ones the two threads pass the interpreter's lock to and fro
-    cursor.copy_expert(_copy_statement(contract, contract.table), io.BytesIO(text), size=len(text) or 1)
+    _copy(cursor, contract, contract.table, chunks)
     stored: Counter[int] = Counter()
     for chunk in chunks:
         stored[chunk.partition] += len(chunk.lines)
@@ -50,65 +42,81 @@ def copy_straight(cursor: Any, contract: Contract, chunks: list[Chunk], dead: li
 
 
 def merge(cursor: Any, contract: Contract, chunks: list[Chunk], dead: list[DeadLetter]) -> Counter[int]:
-    """Rows by way of a temporary table: duplicates are absorbed, refused rows join `dead`.
-
-    Rows of one key of the registry go in one after the other, as their order decides which one stays.
-    """
-    rounds: dict[int, list[Row]] = defaultdict(list)
-    seen: Counter[str] = Counter()
-    for chunk in chunks:
-        for record, line in zip(chunk.records, chunk.lines, strict=True):
-            key = line.split("\t", 1)[0] if contract.compacted else ""
-            rounds[seen[key] if contract.compacted else 0].append(Row(chunk.partition, record, line))
-            seen[key] += 1
+    """Rows by way of a temporary table: duplicates are absorbed, refused rows join `dead`."""
     stored: Counter[int] = Counter()
-    for rows in rounds.values():
-        stored += _merge_or_halve(cursor, contract, rows, dead)
+    for part in _rounds(chunks) if contract.compacted else [chunks]:
+        stored += _merge_or_halve(cursor, contract, part, dead)
     return stored
 
 
-def _merge_or_halve(cursor: Any, contract: Contract, rows: list[Row], dead: list[DeadLetter]) -> Counter[int]:
+def _rounds(chunks: list[Chunk]) -> Iterable[list[Chunk]]:
+    """The rows of one registry key go in one after the other, as their order decides which one stays."""
+    rounds: dict[int, list[Chunk]] = defaultdict(list)
+    seen: Counter[str] = Counter()
+    for chunk in chunks:
+        for record, line in zip(chunk.records, chunk.lines, strict=True):
+            key = line.split("\t", 1)[0]
+            rounds[seen[key]].append(Chunk(chunk.partition, [record], [line]))
+            seen[key] += 1
+    return rounds.values()
+
+
+def _merge_or_halve(cursor: Any, contract: Contract, chunks: list[Chunk], dead: list[DeadLetter]) -> Counter[int]:
     cursor.execute("SAVEPOINT rows")
     try:
-        stored = _merge_rows(cursor, contract, rows)
+        stored = _merge_rows(cursor, contract, chunks)
     except psycopg2.Error as error:
         if not is_refused_row(error):
             raise
         cursor.execute("ROLLBACK TO SAVEPOINT rows")
-        if len(rows) == 1:
-            partition, record, _ = rows[0]
+        count = sum(len(chunk.lines) for chunk in chunks)
+        if count == 1:
             detail = f"SQLSTATE {error.pgcode}: {error.diag.message_primary}"
-            dead.append(DeadLetter(contract.topic, partition, Record(*record), "refused_by_database", detail))
+            record = Record(*chunks[0].records[0])
+            dead.append(DeadLetter(contract.topic, chunks[0].partition, record, "refused_by_database", detail))
             return Counter()
-        half = len(rows) // 2
-        first = _merge_or_halve(cursor, contract, rows[:half], dead)
-        return first + _merge_or_halve(cursor, contract, rows[half:], dead)
+        first, second = _halves(chunks, count // 2)
+        return _merge_or_halve(cursor, contract, first, dead) + _merge_or_halve(cursor, contract, second, dead)
     cursor.execute("RELEASE SAVEPOINT rows")
     return stored
 
 
-def _merge_rows(cursor: Any, contract: Contract, rows: list[Row]) -> Counter[int]:
+def _halves(chunks: list[Chunk], count: int) -> tuple[list[Chunk], list[Chunk]]:
+    """The first `count` rows, and the others."""
+    first, second = [], []
+    for partition, records, lines in chunks:
+        here = min(count, len(lines))
+        count -= here
+        if here:
+            first.append(Chunk(partition, records[:here], lines[:here]))
+        if here < len(lines):
+            second.append(Chunk(partition, records[here:], lines[here:]))
+    return first, second
+
+
+def _merge_rows(cursor: Any, contract: Contract, chunks: list[Chunk]) -> Counter[int]:
     load = f"load_{contract.table}"
-    text = "".join(row.line for row in rows).encode()
     cursor.execute(
-        sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {} (LIKE {} INCLUDING DEFAULTS) ON COMMIT DELETE ROWS").format(
-            sql.Identifier(load), sql.Identifier(contract.table)
-        )
+        sql.SQL(
+            "CREATE TEMP TABLE IF NOT EXISTS {load} (LIKE {table} INCLUDING DEFAULTS) ON COMMIT DELETE ROWS;"
+            " DELETE FROM {load}"  # of this transaction's former round or half; else there is nothing in it
+        ).format(load=sql.Identifier(load), table=sql.Identifier(contract.table))
     )
-    cursor.copy_expert(_copy_statement(contract, load), io.BytesIO(text), size=len(text) or 1)
+    _copy(cursor, contract, load, chunks)
     cursor.execute(_merge_statement(contract, load))
-    stored = Counter(dict(cursor.fetchall()))
-    cursor.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(load)))
-    return stored
+    return Counter(dict(cursor.fetchall()))
+
+
+def _copy(cursor: Any, contract: Contract, table: str, chunks: list[Chunk]) -> None:
+    columns = sql.SQL(", ").join(map(sql.Identifier, _columns(contract)))
+    statement = sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(table), columns)
+    text = "".join(chain.from_iterable(chunk.lines for chunk in chunks)).encode()
+    # read in one piece: in small ones the two threads pass the interpreter's lock to and fro
+    cursor.copy_expert(statement, io.BytesIO(text), size=len(text) or 1)
 
 
 def _columns(contract: Contract) -> list[str]:
     return [*contract.columns, "kafka_partition", "kafka_offset"]
-
-
-def _copy_statement(contract: Contract, table: str) -> sql.Composed:
-    columns = sql.SQL(", ").join(map(sql.Identifier, _columns(contract)))
-    return sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(table), columns)
 
 
 def _merge_statement(contract: Contract, load: str) -> sql.Composed:
