@@ -44,6 +44,7 @@ from writer import Status, Writer
 log = logging.getLogger("consumer")
 
 STOP_TIMEOUT_S = 30.0
+STOP_TIMEOUT_IN_OUTAGE_S = 5.0  # what is not written is read again; no need to keep the terminal waiting
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -161,8 +162,9 @@ def run_session(args: argparse.Namespace, stop: threading.Event, status: Status)
     log.info("cluster %s, group %s", cluster, args.group)
     try:
         session.run(stop)
+        timeout = STOP_TIMEOUT_IN_OUTAGE_S if status.state == "backing_off" else STOP_TIMEOUT_S
         status.set("stopping")
-        if not writer.flush(STOP_TIMEOUT_S):
+        if not writer.flush(timeout):
             log.warning("stopped with rows not yet written: they will be read again")
     finally:
         writer.stop()
