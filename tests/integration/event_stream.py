@@ -24,6 +24,10 @@ from running_consumer import PARTITIONS, ROOT, Consumer, Pipeline
 from contracts import EVENTS
 
 STARTUP_S = 30.0
+WAITING = """
+    SELECT pid FROM pg_stat_activity
+    WHERE application_name = %s AND datname = current_database() AND wait_event_type = 'Lock'
+"""
 
 
 def event_id(number: int) -> str:
@@ -92,6 +96,10 @@ class Stream(Pipeline):
         """Until that many more records are stored."""
         goal = self.progress() + records
         wait_until(lambda: self.progress() >= goal, running, timeout)
+
+    def waiting(self, application: str) -> list[int]:
+        """The server processes of the consumers that wait for a lock: `smart-access-writer` or `-consumer`."""
+        return [pid for (pid,) in self.rows(WAITING, application)]
 
     def assert_each_once(self) -> None:
         assert self.stored() == sorted(event_id(number) for number in range(self.sent))

@@ -13,11 +13,6 @@ from running_consumer import Consumer, get
 
 from local_servers import free_port
 
-WAITING = """
-    SELECT pid FROM pg_stat_activity
-    WHERE application_name = %s AND datname = current_database() AND wait_event_type = 'Lock'
-"""
-
 
 def test_twenty_kills_at_random_instants_lose_nothing_and_double_nothing(stream: Stream, launch: Launcher) -> None:
     instants = random.Random(20)
@@ -44,10 +39,6 @@ def rows_held_up(stream: Stream) -> Iterator[None]:
         yield
 
 
-def waiting(stream: Stream, application: str) -> list[int]:
-    return [pid for (pid,) in stream.rows(WAITING, application)]
-
-
 def stall_within_a_transaction(stream: Stream, launch: Launcher, **settings: str) -> tuple[Consumer, int]:
     """A stopped consumer whose transaction has advanced the ledger but not stored the rows, and its server process."""
     stalled = launch(stream, **settings)
@@ -55,8 +46,8 @@ def stall_within_a_transaction(stream: Stream, launch: Launcher, **settings: str
     stream.wait_for_progress(stalled, 60)
     with rows_held_up(stream):
         stream.send_events(600)
-        wait_until(lambda: waiting(stream, "smart-access-writer"), stalled)
-        [writer] = waiting(stream, "smart-access-writer")
+        wait_until(lambda: stream.waiting("smart-access-writer"), stalled)
+        [writer] = stream.waiting("smart-access-writer")
         stalled.process.send_signal(signal.SIGSTOP)
     return stalled, writer
 
@@ -85,7 +76,7 @@ def test_a_successor_waits_for_the_transaction_of_a_stalled_consumer_and_goes_on
 ) -> None:
     stalled, _ = stall_within_a_transaction(stream, launch)
     successor = launch(stream)
-    wait_until(lambda: waiting(stream, "smart-access-consumer"), successor)  # for the ledger's rows
+    wait_until(lambda: stream.waiting("smart-access-consumer"), successor)  # for the ledger's rows
     stalled.process.send_signal(signal.SIGCONT)
     stream.wait_until_consumed(successor)
     stream.send_events(600)

@@ -1,0 +1,57 @@
+"""Any number of consumers in the group, started and stopped at will under load."""
+
+from __future__ import annotations
+
+from event_stream import Launcher, Stream, stop, wait_until
+from running_consumer import Consumer
+
+
+def owned(running: Consumer) -> set[str]:
+    """The partitions that a consumer holds by its own log, as topic[partition]."""
+    held: set[str] = set()
+    for line in running.log.splitlines():
+        _, _, said = line.partition("consumer: ")
+        verb, _, names = said.replace("gave up ", "gave_up ").partition(" ")
+        if verb in ("assigned", "gave_up"):
+            found = {
+                f"{topic}[{number}]"
+                for topic, numbers in (name.rstrip("]").split("[") for name in names.split("], "))
+                for number in numbers.split(", ")
+            }
+            held = held | found if verb == "assigned" else held - found
+    return held
+
+
+def shared_by(*group: Consumer) -> bool:
+    """True when every one of the 24 partitions has one owner and every consumer has a share."""
+    shares = [owned(running) for running in group]
+    return all(shares) and sum(map(len, shares)) == len(set().union(*shares)) == 24
+
+
+def test_two_then_three_then_one_consumer_lose_nothing_and_double_nothing(stream: Stream, launch: Launcher) -> None:
+    with stream.load(rate=1000):
+        first, second = launch(stream), launch(stream)
+        wait_until(lambda: shared_by(first, second), first)
+        third = launch(stream)
+        wait_until(lambda: shared_by(first, second, third), first)
+        stream.wait_for_progress(third, 1000)
+        stop(first, second)
+        wait_until(lambda: shared_by(third), third)
+        stream.wait_for_progress(third, 500)
+    stream.wait_until_consumed(third)
+    stop(third)
+    stream.assert_each_once()
+
+
+def test_a_consumer_that_leaves_hands_over_at_once_though_the_session_would_last_long(
+    stream: Stream, launch: Launcher
+) -> None:
+    with stream.load(rate=1000):
+        first = launch(stream, SESSION_TIMEOUT="60")
+        stream.wait_for_progress(first)
+        stop(first)
+        second = launch(stream, SESSION_TIMEOUT="60")
+        stream.wait_for_progress(second, timeout=15)
+    stream.wait_until_consumed(second)
+    stop(second)
+    stream.assert_each_once()
