@@ -11,13 +11,14 @@ import logging
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import psycopg2
 from kafka import ConsumerRebalanceListener, KafkaConsumer
 from kafka import TopicPartition as KafkaPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import KafkaError, OffsetOutOfRangeError, RetriableError
+from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError, RetriableError
 from kafka.structs import OffsetAndMetadata
 
 import pipeline_metrics as metrics
@@ -120,6 +121,12 @@ class Session(ConsumerRebalanceListener):
                     self._stay_in_group()
             except OffsetOutOfRangeError as error:
                 self._replace(error.args[0])
+            except LogTruncationError as error:
+                self._require_same_cluster()
+                raise LogMismatch(
+                    f"{_names(error.divergent_offsets)}: Kafka has lost records that were read from it. "
+                    "To read what it holds now, set CONSUMER_GROUP to a new name; duplicates are absorbed"
+                ) from error
             self._commit_to_kafka()
             self._report()
 
@@ -170,8 +177,7 @@ class Session(ConsumerRebalanceListener):
         if not fresh:
             return
         try:
-            if cluster_id(self._connection) != self._cluster:
-                raise ClusterChanged(f"cluster {self._cluster} is gone")
+            self._require_same_cluster()
             begin = self._consumer.beginning_offsets(fresh)
             end = self._consumer.end_offsets(fresh)
             ledger = self._ledger.positions({tuple(partition): begin[partition] for partition in fresh})
@@ -192,6 +198,10 @@ class Session(ConsumerRebalanceListener):
                     self._place(partition, ledger[tuple(partition)], begin[partition], end[partition])
             self._fresh -= set(fresh)
         self._status.set("running")
+
+    def _require_same_cluster(self) -> None:
+        if cluster_id(self._connection) != self._cluster:
+            raise ClusterChanged(f"cluster {self._cluster} is gone")
 
     def _place(self, partition: KafkaPartition, at: int, begin: int, end: int) -> None:
         name = f"{partition.topic}[{partition.partition}]"
@@ -266,7 +276,7 @@ class Session(ConsumerRebalanceListener):
         self._consumer.close(autocommit=False, timeout_ms=5000)
 
 
-def _names(partitions: list[KafkaPartition]) -> str:
+def _names(partitions: Iterable[KafkaPartition]) -> str:
     by_topic: dict[str, list[int]] = {}
     for topic, partition in sorted(partitions):
         by_topic.setdefault(topic, []).append(partition)
