@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,22 @@ def stream(kafka: KafkaBroker, database: dict[str, str], tmp_path: Path) -> Iter
     from event_stream import Stream
 
     with closing(Stream(kafka, database, tmp_path)) as events:
+        yield events
+
+
+@pytest.fixture
+def own_broker(make_broker: Callable[..., KafkaBroker]) -> Iterator[KafkaBroker]:
+    """A broker that the test may stop, kill or wipe."""
+    yield make_broker()
+    gc.collect()  # sockets that kafka-python forgot while the broker was away: not the next test's business
+
+
+@pytest.fixture
+def own_stream(own_broker: KafkaBroker, database: dict[str, str], tmp_path: Path) -> Iterator[Stream]:
+    """Events through a broker of the test's own."""
+    from event_stream import Stream
+
+    with closing(Stream(own_broker, database, tmp_path)) as events:
         yield events
 
 

@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,10 @@ class Stream(Pipeline):
     """A pipeline that remembers which events it has sent."""
 
     sent = 0
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return self.environment["KAFKA_BOOTSTRAP_SERVERS"]
 
     def send_events(self, count: int) -> None:
         """Returns when the broker has acknowledged all of them."""
@@ -96,6 +100,13 @@ class Stream(Pipeline):
         """Until that many more records are stored."""
         goal = self.progress() + records
         wait_until(lambda: self.progress() >= goal, running, timeout)
+
+    @contextmanager
+    def rows_held_up(self) -> Iterator[None]:
+        """Nobody can write events within the block: a transaction gets as far as its rows and waits."""
+        with closing(self.connect()) as connection, connection, connection.cursor() as cursor:
+            cursor.execute("LOCK TABLE raw_access_events IN ACCESS EXCLUSIVE MODE")
+            yield
 
     def waiting(self, application: str) -> list[int]:
         """The server processes of the consumers that wait for a lock: `smart-access-writer` or `-consumer`."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 
 from event_stream import Launcher, Stream, metric, stop, wait_until
 from running_consumer import Consumer, get
@@ -31,20 +29,12 @@ def test_twenty_kills_at_random_instants_lose_nothing_and_double_nothing(stream:
     stream.assert_each_once()
 
 
-@contextmanager
-def rows_held_up(stream: Stream) -> Iterator[None]:
-    """Nobody can write events within the block: a transaction gets as far as its rows and waits."""
-    with closing(stream.connect()) as connection, connection, connection.cursor() as cursor:
-        cursor.execute("LOCK TABLE raw_access_events IN ACCESS EXCLUSIVE MODE")
-        yield
-
-
 def stall_within_a_transaction(stream: Stream, launch: Launcher, **settings: str) -> tuple[Consumer, int]:
     """A stopped consumer whose transaction has advanced the ledger but not stored the rows, and its server process."""
     stalled = launch(stream, **settings)
     stream.send_events(60)
     stream.wait_for_progress(stalled, 60)
-    with rows_held_up(stream):
+    with stream.rows_held_up():
         stream.send_events(600)
         wait_until(lambda: stream.waiting("smart-access-writer"), stalled)
         [writer] = stream.waiting("smart-access-writer")
