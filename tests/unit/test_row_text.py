@@ -30,8 +30,8 @@ MEANING: dict[str, Callable[[str], Any]] = {
     "event_id": str.lower,
     "event_ts": datetime.fromisoformat,
     "reported_at": datetime.fromisoformat,
-    "battery_pct": float,
-    "signal_strength_dbm": float,
+    "battery_pct": lambda text: repr(float(text)),  # -0.0 equals 0.0 and is another text
+    "signal_strength_dbm": lambda text: repr(float(text)),
 }
 quick = pytest.mark.parametrize("contract", QUICK, ids=lambda contract: contract.table)
 
@@ -250,6 +250,25 @@ def test_each_record_is_held_to_its_own_timestamp(contract: Contract) -> None:
     assert {error.reason for _, error in assert_agreement(contract, polls).dead} == {"time_in_future"}
     for stamp in stamps[1:]:
         assert_agreement(contract, [each for each in polls if each.timestamp in (AT_MS, stamp)])
+
+
+@quick
+@pytest.mark.parametrize(
+    ("said", "good", "bad"),
+    [
+        ("2026-05-04T22:00:00Z", AT_MS + 86_400_000, AT_MS),
+        ("2026-05-04T22:00:00Z", AT_MS + 86_400_000, 0),
+        # what is no timestamp stands for now, not for what its neighbour has
+        ("2028-01-01T00:00:00Z", 1_900_000_000_000, 253_402_300_800_000),
+        ("2028-01-01T00:00:00Z", 1_900_000_000_000, -1),
+    ],
+    ids=["a_day_apart", "in_1970", "beyond_the_year_9998", "none"],
+)
+def test_a_neighbours_timestamp_excuses_nobody(contract: Contract, said: str, good: int, bad: int) -> None:
+    one = kafka_record(contract, {WHEN[contract.topic]: said}, 0, timestamp=good)
+    other = one._replace(offset=1, timestamp=bad)
+    for poll in ([one, other], [other, one]):
+        assert [each.offset for each, _ in assert_agreement(contract, poll).dead] == [1]
 
 
 @quick
