@@ -267,7 +267,7 @@ def latencies(args: argparse.Namespace, folder: Path, postgres: PostgresServer, 
             running_broker(folder / f"latency-{rate}") as broker,
             running_consumer(broker, postgres, folder / "latency.log", CONSUMER_GROUP=f"l{rate}"),
         ):
-            send_paced(broker.bootstrap_servers, rate, 5)  # warms both up, and the group has formed
+            send_paced(broker.bootstrap_servers, rate, 15)  # the group forms, and Java compiles what is hot
             after = datetime.now(UTC)
             send_paced(broker.bootstrap_servers, rate, args.latency_seconds)
             time.sleep(2)

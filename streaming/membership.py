@@ -7,6 +7,7 @@ session ends and the caller begins a new one from the ledger.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -266,6 +267,8 @@ class Session(ConsumerRebalanceListener):
                 "stored=%d duplicates=%d dead=%d lag=%d batches=%d ms=%.1f", totals["stored"], totals["duplicates"],
                 totals["dead"], lag.total(), totals["batches"], totals["ms"] / totals["batches"],
             )  # fmt: skip
+        else:
+            gc.collect()  # kafka-python leaves a socket behind for each connection refused, one a second in an outage
 
     def close(self) -> None:
         """Leaves the group. What was not written before is left to the next owner."""

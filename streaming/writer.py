@@ -50,7 +50,11 @@ class Status:
 
 
 class Writer:
-    """Owns the batch being built and the one being written. `add` and `drop` may come from two threads."""
+    """Owns the batch being built, a full one that waits, and the one being written.
+
+    `add` and `drop` may come from two threads. Without the one that waits, each thread would stand still whenever it
+    happened to be the quicker one.
+    """
 
     def __init__(self, sink: Sink, status: Status, batch_size: int, batch_timeout: float):
         self._sink = sink
@@ -58,6 +62,7 @@ class Writer:
         self._batch_size = batch_size
         self._batch_timeout = batch_timeout
         self._changed = threading.Condition()
+        self._waiting: Batch | None = None
         self._building = Batch()
         self._opened_at = 0.0
         self._closed = False  # the batch that is being built may be taken
@@ -83,11 +88,24 @@ class Writer:
         with self._changed:
             aged = time.monotonic() - self._opened_at >= self._batch_timeout
             if self._building.spans and (not more_to_come or aged or self._is_full()):
-                self._closed = True
+                if self._is_full() and self._waiting is None:
+                    self._waiting, self._building = self._building, Batch()
+                else:
+                    self._closed = True
                 self._changed.notify_all()
 
     def _is_full(self) -> bool:
         return self._building.records >= self._batch_size or self._building.size >= MAX_BATCH_BYTES
+
+    def _take(self) -> Batch:
+        """The next batch in order; empty if there is none to be had yet."""
+        if self._waiting is not None:
+            batch, self._waiting = self._waiting, None
+        elif self._closed:
+            batch, self._building, self._closed = self._building, Batch(), False
+        else:
+            batch = Batch()
+        return batch
 
     def wait_for_room(self, timeout: float) -> bool:
         """False if the batch being built is still full after `timeout` seconds. Raises what the thread died of."""
@@ -101,7 +119,9 @@ class Writer:
         """Writes what there is for up to `timeout` seconds, then forgets what is left of these partitions."""
         self.flush(timeout)
         with self._changed:
-            self._building.drop(partitions)
+            for batch in (self._waiting, self._building):
+                if batch is not None:
+                    batch.drop(partitions)
             for partition in partitions:
                 self.stored_to.pop(partition, None)
                 self.newest.pop(partition, None)
@@ -111,11 +131,13 @@ class Writer:
         self.close_batch(more_to_come=False)
         with self._changed:
             self._changed.wait_for(self._is_idle, timeout)
-            return not (self._writing or self._building.spans)
+            return not self._has_work()
 
     def _is_idle(self) -> bool:
-        over = self._failure is not None or self._stop.is_set()
-        return over or not (self._writing or self._building.spans)
+        return self._failure is not None or self._stop.is_set() or not self._has_work()
+
+    def _has_work(self) -> bool:
+        return self._writing or self._waiting is not None or bool(self._building.spans)
 
     def stop(self) -> None:
         """Ends the thread; what is not stored yet will be read again by whoever comes next."""
@@ -129,10 +151,10 @@ class Writer:
         try:
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._closed or self._stop.is_set())
+                    self._changed.wait_for(lambda: self._waiting or self._closed or self._stop.is_set())
                     if self._stop.is_set():
                         return
-                    batch, self._building, self._closed, self._writing = self._building, Batch(), False, True
+                    batch, self._writing = self._take(), True
                     self._changed.notify_all()
                 began = time.perf_counter()
                 written = self._write(batch)
