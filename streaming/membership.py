@@ -133,6 +133,8 @@ class Session(ConsumerRebalanceListener):
 
     def _poll(self, timeout_ms: int) -> None:
         polled = self._consumer.poll(timeout_ms=timeout_ms)
+        if self._consumer._cluster.cluster_id not in (None, self._cluster):
+            raise ClusterChanged(f"cluster {self._cluster} is gone")  # before what was read there is counted here
         count = 0
         for kafka_partition, records in polled.items():
             count += len(records)
