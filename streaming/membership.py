@@ -36,6 +36,7 @@ log = logging.getLogger("consumer")
 MAX_POLL_RECORDS = 2000  # keeps the next fetch under way while these are decoded; larger polls lose that
 HANDOVER_TIMEOUT_S = 5.0  # a partition that moves waits so long for its rows to be written, then they are read again
 REPORT_EVERY_S = 5.0
+SILENCE_S = 1.0
 KAFKA_COMMIT_EVERY_S = 0.5
 
 
@@ -59,7 +60,7 @@ class Session(ConsumerRebalanceListener):
         self._lock = threading.Lock()  # the group's callbacks come on kafka-python's own thread
         self._next: dict[TopicPartition, int] = {}  # the first offset of each partition that has not been read yet
         self._fresh: set[KafkaPartition] = set()  # assigned, paused, and not yet placed by the ledger
-        self._kafka_commit_at = self._report_at = time.monotonic()
+        self._kafka_commit_at = self._report_at = self._heard_at = time.monotonic()
         self._consumer = KafkaConsumer(
             **connection,
             group_id=group,
@@ -133,8 +134,12 @@ class Session(ConsumerRebalanceListener):
 
     def _poll(self, timeout_ms: int) -> None:
         polled = self._consumer.poll(timeout_ms=timeout_ms)
-        if self._consumer._cluster.cluster_id not in (None, self._cluster):
-            raise ClusterChanged(f"cluster {self._cluster} is gone")  # before what was read there is counted here
+        if polled:
+            # After a silence it may be another Kafka that speaks: a broker takes longer than that to be made anew, and
+            # the group may not have noticed yet. What was read there must not be counted here.
+            silent, self._heard_at = time.monotonic() - self._heard_at, time.monotonic()
+            if silent > SILENCE_S and cluster_id(self._connection) != self._cluster:
+                raise ClusterChanged(f"cluster {self._cluster} is gone")
         count = 0
         for kafka_partition, records in polled.items():
             count += len(records)
