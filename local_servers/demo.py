@@ -325,7 +325,8 @@ def main() -> int:
     console = Console()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
-    for signum in (signal.SIGTERM, signal.SIGHUP):
+    # SIGINT too: a shell's background job inherits it ignored, and the demo would then never end in order
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.default_int_handler)
     try:
         demo = Demo(args, console)

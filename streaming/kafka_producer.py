@@ -217,7 +217,8 @@ def main() -> int:
     args = parse_arguments()
     set_up_logging(args)
     kafka_log.calm()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background job inherits it ignored
+        signal.signal(signum, signal.default_int_handler)
     try:
         what = f"port {args.metrics_port} (PRODUCER_METRICS_PORT, 0 for none)"
         if args.metrics_port:

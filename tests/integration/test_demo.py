@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -40,11 +41,17 @@ def run_stack(environment: dict[str, str], *arguments: str) -> subprocess.Comple
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
-def start_demo(environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "local_servers.demo", "--no-airflow", "--no-ui", "--no-dashboard", *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+@contextmanager
+def running_demo(environment: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A demo as a shell's background job, which inherits the signal of Ctrl+C ignored."""
+    command = ["bash", "-c", "trap '' INT; exec \"$@\"", "demo", sys.executable, "-m", "local_servers.demo"]
+    command += ["--no-airflow", "--no-ui", "--no-dashboard", *arguments]
+    pipe, both = subprocess.PIPE, subprocess.STDOUT
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=both, text=True) as demo:
+        try:
+            yield demo
+        finally:
+            demo.kill()  # does nothing to one that has ended
 
 
 def psql(environment: dict[str, str], statement: str) -> str:
@@ -95,10 +102,10 @@ def wait_for_line(demo: subprocess.Popen[str], words: str) -> None:
 
 
 def test_the_demo_ends_in_order_at_ctrl_c_and_balances(environment: dict[str, str]) -> None:
-    demo = start_demo(environment)
-    wait_for_line(demo, "new rows are in the tables after")
-    demo.send_signal(signal.SIGINT)
-    output, _ = demo.communicate(timeout=120)
+    with running_demo(environment) as demo:
+        wait_for_line(demo, "new rows are in the tables after")
+        demo.send_signal(signal.SIGINT)
+        output, _ = demo.communicate(timeout=120)
     assert demo.returncode == 0, output
     steps = ["stopping the producer", "the consumer drains", "it balances", "stopping kafka …", "stopping postgres …"]
     assert [output.index(step) for step in steps] == sorted(output.index(step) for step in steps)
@@ -106,11 +113,11 @@ def test_the_demo_ends_in_order_at_ctrl_c_and_balances(environment: dict[str, st
 
 
 def test_the_demo_says_which_part_died_and_fails(environment: dict[str, str]) -> None:
-    demo = start_demo(environment)
-    wait_for_line(demo, "new rows are in the tables after")
-    pid = int((Path(environment["STACK_DIR"]) / "consumer.pid").read_text().split()[0])
-    os.kill(pid, signal.SIGKILL)
-    output, _ = demo.communicate(timeout=120)
+    with running_demo(environment) as demo:
+        wait_for_line(demo, "new rows are in the tables after")
+        pid = int((Path(environment["STACK_DIR"]) / "consumer.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGKILL)
+        output, _ = demo.communicate(timeout=120)
     assert demo.returncode == 1
     assert "consumer has ended by itself. The end of" in output
     assert run_stack(environment, "status").returncode == 1
@@ -119,7 +126,7 @@ def test_the_demo_says_which_part_died_and_fails(environment: dict[str, str]) ->
 
 def test_the_demo_ends_by_itself_after_its_minutes(environment: dict[str, str]) -> None:
     began = time.monotonic()
-    demo = start_demo(environment, "--minutes", "0.1")
-    output, _ = demo.communicate(timeout=120)
+    with running_demo(environment, "--minutes", "0.1") as demo:
+        output, _ = demo.communicate(timeout=120)
     assert demo.returncode == 0, output
     assert time.monotonic() - began >= 6
