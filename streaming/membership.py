@@ -73,6 +73,9 @@ class Session(ConsumerRebalanceListener):
             auto_offset_reset="none",  # 'earliest' would restart at 0, silently, whenever an offset is out of range
             max_poll_records=MAX_POLL_RECORDS,
             fetch_max_bytes=8 * 1024 * 1024,
+            # One fetch is under way at a time. Where it has only partitions in it that are read to their end, it waits
+            # at the broker, and the others wait with it: for half a second by default, a quarter of the rate
+            fetch_max_wait_ms=50,
             reconnect_backoff_max_ms=1_000,  # the default lets a broker that is back wait for up to 30 s
             metrics_enabled=False,
         )

@@ -1,4 +1,4 @@
-"""Record batches decoded about five times as fast as kafka-python decodes them, with the same result.
+"""Record batches decoded several times as fast as kafka-python decodes them, with the same result.
 
 kafka-python reads each record through a dozen calls; that, and no setting, bounds a consumer's rate. `speed_up` puts
 another reader of *record batches* (format v2) in the place of its own. Fetching, checksums, transactions, positions and
@@ -129,16 +129,19 @@ def read_batch(batch: Any) -> list[PlainRecord]:
     """
     batch._maybe_uncompress()
     buffer, at = bytes(batch._buffer), batch._pos
-    base_offset, base_timestamp = batch.base_offset, batch.first_timestamp
+    base_offset, base_timestamp, count = batch.base_offset, batch.first_timestamp, batch.records_count
     append_time = batch.max_timestamp if batch.timestamp_type == batch.LOG_APPEND_TIME else None
-    # nothing was compacted away: the offsets count up, and need not be read
-    dense = batch.records_count == batch.last_offset_delta + 1
-    offset = base_offset - 1
+    # nothing was compacted away: the offsets count up, and only the size of what tells them matters (one byte up to 63,
+    # two up to 8191, three up to 2**20 - 1)
+    dense = count == batch.last_offset_delta + 1 and count <= 2**20
+    one_byte_to, two_bytes_to = base_offset + 64, base_offset + 8192
     varint = decode_varint
+    key: bytes | None
+    value: bytes | None
     records: list[PlainRecord] = []
     append = records.append
     try:
-        for number in range(batch.records_count):
+        for offset in range(base_offset, base_offset + count):
             # the record's length, which nothing here needs, and one byte of attributes, unused
             if buffer[at] < 128:
                 at += 2
@@ -151,41 +154,31 @@ def read_batch(batch: Any) -> list[PlainRecord]:
             if low < 128:
                 timestamp = base_timestamp + ((low >> 1) ^ -(low & 1))
                 at += 1
+            elif (high := buffer[at + 1]) < 128 and not low & 1:
+                timestamp = base_timestamp + (high << 6) + (low - 128 >> 1)
+                at += 2
             else:
                 delta, at = varint(buffer, at)
                 timestamp = base_timestamp + delta
-            if dense and number < 8192:
-                offset += 1
-                at += 1 if number < 64 else 2
+            if dense:
+                at += 1 if offset < one_byte_to else 2 if offset < two_bytes_to else 3
             else:
                 delta, at = varint(buffer, at)
                 offset = base_offset + delta
             low = buffer[at]
-            if low < 128:
-                size = (low >> 1) ^ -(low & 1)
-                at += 1
+            if low < 128 and not low & 1:
+                start = at + 1
+                at = start + (low >> 1)
+                key = buffer[start:at]
             else:
-                size, at = varint(buffer, at)
-            if size >= 0:
-                key = buffer[at : at + size]
-                at += size
+                key, at = _read_bytes(buffer, at)
+            low = buffer[at]
+            if low >= 128 and (high := buffer[at + 1]) < 128 and not low & 1:
+                start = at + 2
+                at = start + (high << 6) + (low - 128 >> 1)
+                value = buffer[start:at]
             else:
-                key = None
-            low, high = buffer[at], buffer[at + 1]
-            if low < 128:
-                size = (low >> 1) ^ -(low & 1)
-                at += 1
-            elif high < 128:
-                low = low & 127 | high << 7
-                size = (low >> 1) ^ -(low & 1)
-                at += 2
-            else:
-                size, at = varint(buffer, at)
-            if size >= 0:
-                value = buffer[at : at + size]
-                at += size
-            else:
-                value = None
+                value, at = _read_bytes(buffer, at)
             headers: Sequence[tuple[str, bytes | None]] = ()
             if buffer[at]:
                 headers, at = _read_headers(buffer, at)
@@ -199,6 +192,11 @@ def read_batch(batch: Any) -> list[PlainRecord]:
     return records
 
 
+def _read_bytes(buffer: bytes, at: int) -> tuple[bytes | None, int]:
+    size, at = decode_varint(buffer, at)
+    return (buffer[at : at + size], at + size) if size >= 0 else (None, at)
+
+
 def _read_headers(buffer: bytes, at: int) -> tuple[list[tuple[str, bytes | None]], int]:
     count, at = decode_varint(buffer, at)
     if count < 0:
@@ -210,8 +208,6 @@ def _read_headers(buffer: bytes, at: int) -> tuple[list[tuple[str, bytes | None]
             raise ValueError("negative size of a header's name")
         # kafka-python would fail on a name that is not UTF-8, at every poll anew: no way past the record
         name = buffer[at : at + size].decode("utf-8", "replace")
-        at += size
-        size, at = decode_varint(buffer, at)
-        headers.append((name, buffer[at : at + size] if size >= 0 else None))
-        at += max(size, 0)
+        value, at = _read_bytes(buffer, at + size)
+        headers.append((name, value))
     return headers, at
