@@ -81,7 +81,9 @@ class Daemon:
         """Of a process that this program started: waits for its end; its exit code."""
         if self._child is None:
             raise ServerError(f"{self.name} was not started here")
-        return self._child.wait()
+        code = self._child.wait()
+        self._forget()
+        return code
 
     def exit_code(self) -> int | None:
         """Of a process that this program started and that has ended."""
