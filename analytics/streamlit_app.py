@@ -233,7 +233,7 @@ def show_marts() -> None:
         st.subheader(MARTS_TITLE)
         st.info(
             "**dbt has not run yet.** Enable the DAG `smart_access_streaming_pipeline` in Airflow, or run it here:\n\n"
-            "    dbt run --project-dir dbt --profiles-dir dbt"
+            "    dbt build --selector models --project-dir dbt --profiles-dir dbt"
         )
         return
     st.subheader(MARTS_TITLE)

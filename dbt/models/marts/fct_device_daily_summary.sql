@@ -1,161 +1,294 @@
--- A run recomputes, whole, the device days that its new rows touch. New are the rows that arrived since the newest row
--- in this table, less an overlap: by arrival, not by event time, so a late event corrects the day it belongs to. The
--- watermark is this table's own column: it moves in the transaction that writes the days, and a full refresh sets it.
--- A device whose time zone differs from the one its days were cut by is recomputed from its first row.
+-- A run recomputes, of every device, the days that were not over at the last run, and of devices of which something
+-- arrived all days from the earliest that it touches on: what follows a late event may change with it. The hours are
+-- added up already, so that costs little.
 {{
     config(
         materialized='incremental',
-        incremental_strategy='delete+insert',
+        incremental_strategy='replace_touched',
         unique_key=['device_id', 'local_date'],
-        on_schema_change='fail',
         indexes=[{'columns': ['local_date']}],
-        post_hook='delete from {{ this }} where source_ingested_at is null'
+        post_hook='{{ remember_run() }}'
     )
 }}
 
-with device_time_zones as (
-    select
-        devices.device_id,
-        coalesce(households.time_zone, 'UTC') as time_zone
-    from {{ ref('stg_devices') }} as devices
-    left join {{ ref('stg_households') }} as households on devices.household_id = households.household_id
+-- depends_on: {{ ref('int_data_clock') }}
+-- depends_on: {{ ref('int_device_changes') }}
+
+with data_clock as (
+    select data_clock_at from {{ ref('int_data_clock') }}
 ),
 
--- not materialized: read several times below, each time for few rows that an index finds
-observations as not materialized (
+devices as (
     select
-        device_id,
-        event_type,
-        cast(null as real) as battery_pct,
-        false as is_health_report,
-        event_at as observed_at,
-        ingested_at
-    from {{ ref('stg_access_events') }}
-    union all
-    select
-        device_id,
-        null as event_type,
-        battery_pct,
-        true as is_health_report,
-        reported_at as observed_at,
-        ingested_at
-    from {{ ref('stg_device_health') }}
-),
-
-local_observations as not materialized (
-    select
-        observations.device_id,
-        coalesce(device_time_zones.time_zone, 'UTC') as time_zone,
-        observations.event_type,
-        observations.battery_pct,
-        observations.is_health_report,
-        cast(
-            observations.observed_at at time zone coalesce(device_time_zones.time_zone, 'UTC') as date
-        ) as local_date,
-        observations.observed_at,
-        observations.ingested_at
-    from observations
-    left join device_time_zones on observations.device_id = device_time_zones.device_id
+        activity.device_id,
+        activity.first_report_at,
+        coalesce(versions.time_zone, 'UTC') as time_zone
+    from {{ ref('int_device_activity') }} as activity
+    left join {{ ref('dim_devices') }} as versions on activity.device_id = versions.device_id and versions.is_current
 ),
 
 {% if is_incremental() %}
-watermark as (
-    select
-        coalesce(max(source_ingested_at), '-infinity') - interval '{{ var("overlap_seconds") }} seconds'
-            as overlap_starts_at
-    from {{ this }}
-),
-
-moved_devices as (
-    select distinct
-        summaries.device_id,
-        coalesce(device_time_zones.time_zone, 'UTC') as time_zone
-    from {{ this }} as summaries
-    left join device_time_zones on summaries.device_id = device_time_zones.device_id
-    where summaries.time_zone <> coalesce(device_time_zones.time_zone, 'UTC')
-),
-
-touched_days as (
+touched as (
     select
         device_id,
-        time_zone,
-        local_date
-    from local_observations
-    where ingested_at > (select watermark.overlap_starts_at from watermark)
-    union
-    select
-        moved_devices.device_id,
-        moved_devices.time_zone,
-        local_observations.local_date
-    from moved_devices
-    inner join local_observations on moved_devices.device_id = local_observations.device_id
-    -- asked once, before anything is read: most runs find no device moved
-    where (select count(any_moved.device_id) > 0 from moved_devices as any_moved)
-    union
-    select
-        moved_devices.device_id,
-        moved_devices.time_zone,
-        summaries.local_date
-    from moved_devices
-    inner join {{ this }} as summaries on moved_devices.device_id = summaries.device_id
-),
-
--- bounds in UTC that hold every local day: one day more on either side than the dates say
-touched_spans as (
-    select
-        device_id,
-        cast(min(local_date) - 1 as timestamp) at time zone 'UTC' as starts_at,
-        cast(max(local_date) + 2 as timestamp) at time zone 'UTC' as ends_at
-    from touched_days
+        -- a silence or a session that begins with the new row may have begun on the day before
+        min(local_date) - 1 as touched_from
+    from {{ ref('fct_access_hourly') }}
+    where source_ingested_at > {{ seen('arrived_after') }}
     group by device_id
+    union all
+    select
+        device_id,
+        min(local_date) - 1 as touched_from
+    from {{ ref('fct_device_health_hourly') }}
+    where source_ingested_at > {{ seen('arrived_after') }}
+    group by device_id
+    union all
+    select
+        device_id,
+        local_date
+    from {{ ref('fct_open_sessions') }}
+    where closed_at is null or source_ingested_at > {{ seen('arrived_after') }}
+    union all
+    select
+        silences.device_id,
+        {{ local_date('silences.started_at', 'devices.time_zone') }} as touched_from
+    from {{ ref('fct_offline_sessions') }} as silences
+    inner join devices on silences.device_id = devices.device_id
+    where silences.source_ingested_at > {{ seen('arrived_after') }}
+    union all
+    -- no local date is more than a day behind that of UTC
+    select
+        device_id,
+        cast({{ seen('data_clock_at') }} at time zone 'UTC' as date) - 1 as touched_from
+    from devices
+    union all
+    select
+        device_id,
+        '-infinity' as touched_from
+    from ({{ changed_devices(seen('noticed_at')) }}) as changed
+    union all
+    -- its first report has only arrived now: it says from when on the device is observed
+    select
+        devices.device_id,
+        '-infinity' as touched_from
+    from devices
+    inner join {{ ref('fct_device_health_hourly') }} as hours
+        on
+            devices.device_id = hours.device_id
+            and devices.first_report_at >= hours.hour_starts_at
+            and devices.first_report_at < hours.hour_starts_at + interval '1 hour'
+    where hours.source_ingested_at > {{ seen('arrived_after') }}
+),
+
+starts as (
+    select
+        device_id,
+        min(touched_from) as starts_on
+    from touched
+    group by device_id
+),
+
+existing as (
+    select rows.*
+    from {{ this }} as rows
+    inner join starts on rows.device_id = starts.device_id and rows.local_date >= starts.starts_on
+),
+{% else %}
+starts as (
+    select
+        device_id,
+        cast('-infinity' as date) as starts_on
+    from devices
 ),
 {% endif %}
 
-observations_to_summarize as (
-    select local_observations.*
-    from local_observations
-    {% if is_incremental() %}
-    inner join touched_spans
-        on
-            local_observations.device_id = touched_spans.device_id
-            and local_observations.observed_at >= touched_spans.starts_at
-            and local_observations.observed_at < touched_spans.ends_at
-    inner join touched_days
-        on
-            local_observations.device_id = touched_days.device_id
-            and local_observations.local_date = touched_days.local_date
-    union all
-    -- a day that lost all its rows to another time zone: summarized to nothing, it replaces the old day and then goes
+access_days as (
     select
-        device_id,
-        time_zone,
-        null as event_type,
-        null as battery_pct,
-        false as is_health_report,
-        local_date,
-        null as observed_at,
-        null as ingested_at
-    from touched_days
-    {% endif %}
+        hours.device_id,
+        hours.local_date,
+        sum(hours.opens) as opens,
+        sum(hours.closes) as closes,
+        sum(hours.fails) as fails,
+        max(hours.source_ingested_at) as source_ingested_at
+    from starts
+    inner join {{ ref('fct_access_hourly') }} as hours
+        on starts.device_id = hours.device_id and starts.starts_on <= hours.local_date
+    group by hours.device_id, hours.local_date
 ),
 
-summarized as (
+health_days as (
+    select
+        hours.device_id,
+        hours.local_date,
+        sum(hours.reports) as reports,
+        min(hours.battery_min_pct) as battery_min_pct,
+        (
+            array_agg(hours.battery_last_pct order by hours.hour_starts_at desc)
+            filter (where hours.battery_last_pct is not null)
+        )[1] as battery_last_pct,
+        max(hours.source_ingested_at) as source_ingested_at
+    from starts
+    inner join {{ ref('fct_device_health_hourly') }} as hours
+        on starts.device_id = hours.device_id and starts.starts_on <= hours.local_date
+    group by hours.device_id, hours.local_date
+),
+
+session_days as (
+    select
+        sessions.device_id,
+        sessions.local_date,
+        sum(sessions.duration_seconds) filter (where sessions.left_open <> 'no') / 60 as left_open_minutes,
+        max(sessions.source_ingested_at) as source_ingested_at
+    from starts
+    inner join {{ ref('fct_open_sessions') }} as sessions
+        on starts.device_id = sessions.device_id and starts.starts_on <= sessions.local_date
+    group by sessions.device_id, sessions.local_date
+),
+
+silences as (
+    select
+        silences.device_id,
+        devices.time_zone,
+        starts.starts_on,
+        silences.started_at,
+        coalesce(silences.ended_at, data_clock.data_clock_at) as ended_at,
+        silences.source_ingested_at
+    from starts
+    inner join devices on starts.device_id = devices.device_id
+    inner join {{ ref('fct_offline_sessions') }} as silences on starts.device_id = silences.device_id
+    cross join data_clock
+    where
+        silences.ended_at is null
+        or {{ local_date('silences.ended_at', 'devices.time_zone') }} >= starts.starts_on
+),
+
+silence_days as (
+    select
+        silences.device_id,
+        cast(days.local_midnight as date) as local_date,
+        silences.started_at,
+        silences.ended_at,
+        silences.source_ingested_at
+    from silences
+    cross join lateral generate_series(
+        greatest(
+            cast({{ local_date('silences.started_at', 'silences.time_zone') }} as timestamp),
+            cast(silences.starts_on as timestamp)
+        ),
+        -- one that ends at midnight does not reach into the next day
+        silences.ended_at at time zone silences.time_zone - interval '1 microsecond',
+        interval '1 day'
+    ) as days (local_midnight)
+),
+
+days as (
     select
         device_id,
-        time_zone,
-        count(*) filter (where event_type = 'open') as opens,
-        count(*) filter (where event_type = 'close') as closes,
-        count(*) filter (where event_type = 'fail') as fails,
-        cast(count(*) filter (where event_type = 'fail') as double precision)
-        / nullif(count(*) filter (where event_type in ('open', 'fail')), 0) as fail_rate,
-        count(*) filter (where is_health_report) as health_reports,
-        min(battery_pct) as battery_min_pct,
-        (array_agg(battery_pct order by observed_at desc) filter (where battery_pct is not null))[1]
-            as battery_last_pct,
+        local_date
+    from access_days
+    union
+    select
+        device_id,
+        local_date
+    from health_days
+    union
+    select
+        device_id,
+        local_date
+    from silence_days
+),
+
+bounded as (
+    select
+        days.device_id,
+        days.local_date,
+        greatest(
+            cast(days.local_date as timestamp) at time zone devices.time_zone,
+            devices.first_report_at
+        ) as observed_from,
+        least(
+            cast(days.local_date + 1 as timestamp) at time zone devices.time_zone,
+            data_clock.data_clock_at
+        ) as observed_to,
+        devices.first_report_at is not null as is_observed
+    from days
+    inner join devices on days.device_id = devices.device_id
+    cross join data_clock
+),
+
+observed as (
+    select
+        device_id,
         local_date,
-        max(ingested_at) as source_ingested_at
-    from observations_to_summarize
-    group by device_id, time_zone, local_date
+        observed_from,
+        observed_to,
+        case
+            when is_observed
+                then greatest(0, cast(extract(epoch from observed_to - observed_from) as double precision) / 60)
+            else 0
+        end as observed_minutes
+    from bounded
+),
+
+offline_days as (
+    select
+        observed.device_id,
+        observed.local_date,
+        sum(
+            greatest(
+                0,
+                cast(
+                    extract(
+                        epoch from least(silence_days.ended_at, observed.observed_to)
+                        - greatest(silence_days.started_at, observed.observed_from)
+                    ) as double precision
+                )
+            )
+        ) / 60 as offline_minutes,
+        max(silence_days.source_ingested_at) as source_ingested_at
+    from observed
+    inner join silence_days
+        on observed.device_id = silence_days.device_id and observed.local_date = silence_days.local_date
+    group by observed.device_id, observed.local_date
+),
+
+computed as (
+    select
+        observed.device_id,
+        cast(coalesce(access_days.opens, 0) as bigint) as opens,
+        cast(coalesce(access_days.closes, 0) as bigint) as closes,
+        cast(coalesce(access_days.fails, 0) as bigint) as fails,
+        cast(access_days.fails as double precision)
+        / cast(nullif(access_days.opens + access_days.fails, 0) as double precision) as fail_rate,
+        coalesce(session_days.left_open_minutes, 0) as left_open_minutes,
+        cast(coalesce(health_days.reports, 0) as bigint) as health_reports,
+        health_days.battery_min_pct,
+        health_days.battery_last_pct,
+        coalesce(offline_days.offline_minutes, 0) as offline_minutes,
+        observed.observed_minutes,
+        1 - coalesce(offline_days.offline_minutes, 0) / nullif(observed.observed_minutes, 0) as uptime,
+        least(
+            1,
+            cast(coalesce(health_days.reports, 0) as double precision)
+            / (nullif(observed.observed_minutes, 0) * 60 / {{ health_interval_seconds() }})
+        ) as completeness,
+        observed.local_date,
+        greatest(
+            access_days.source_ingested_at,
+            health_days.source_ingested_at,
+            session_days.source_ingested_at,
+            offline_days.source_ingested_at
+        ) as source_ingested_at
+    from observed
+    left join access_days
+        on observed.device_id = access_days.device_id and observed.local_date = access_days.local_date
+    left join health_days
+        on observed.device_id = health_days.device_id and observed.local_date = health_days.local_date
+    left join session_days
+        on observed.device_id = session_days.device_id and observed.local_date = session_days.local_date
+    left join offline_days
+        on observed.device_id = offline_days.device_id and observed.local_date = offline_days.local_date
 )
 
-select * from summarized
+{{ with_vanished('computed', 'existing', ['device_id', 'local_date']) }}

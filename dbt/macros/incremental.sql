@@ -1,0 +1,100 @@
+{#-
+  What the incremental models share.
+
+  A run takes the rows that arrived since its model's last run, works out what they touch (hours, days, sessions from
+  some moment on), and computes just that anew. What a model has seen is written into intermediate.model_watermarks in
+  the transaction that writes the model's rows: a failed run moves nothing, and the next one makes up for it.
+-#}
+
+{#- The table of the watermarks. noticed_at: up to when changes of the registry have been taken into account. -#}
+{% macro create_model_watermarks() %}
+    {% if execute and flags.WHICH in ('run', 'build', 'test') %}
+        {% do run_query('create schema if not exists intermediate') %}
+        {% do run_query(
+            'create table if not exists intermediate.model_watermarks ('
+            ~ 'relation text primary key, data_clock_at timestamptz, noticed_at timestamptz)'
+        ) %}
+    {% endif %}
+{% endmacro %}
+
+{#-
+  What this model has seen, as a literal and not a subquery, so that PostgreSQL knows how few rows come. Of
+  'arrived_after' (less the overlap within which a slow transaction may still commit behind it), 'data_clock_at' and
+  'noticed_at'. A model that has seen nothing begins at -infinity.
+-#}
+{% macro seen(what) %}
+    {% set found = none %}
+    {% if execute %}
+        {% set query %}
+            select
+                cast(data_clock_at - interval '{{ var("overlap_seconds") }} seconds' as text) as arrived_after,
+                cast(data_clock_at as text) as data_clock_at,
+                cast(noticed_at as text) as noticed_at
+            from intermediate.model_watermarks
+            where relation = '{{ this.schema }}.{{ this.identifier }}'
+        {% endset %}
+        {% set rows = run_query(query).rows %}
+        {% if rows %}{% set found = rows[0][what] %}{% endif %}
+    {% endif %}
+    {{ return("timestamptz '" ~ (found or '-infinity') ~ "'") }}
+{% endmacro %}
+
+{#-
+  The same for int_device_activity, which the data clock itself comes from: its newest row's arrival, less the overlap.
+-#}
+{% macro newest_known() %}
+    {% set found = none %}
+    {% if execute %}
+        {% set query %}
+            select cast(max(source_ingested_at) - interval '{{ var("overlap_seconds") }} seconds' as text) from {{ this }}
+        {% endset %}
+        {% set found = run_query(query).rows[0][0] %}
+    {% endif %}
+    {{ return("timestamptz '" ~ (found or '-infinity') ~ "'") }}
+{% endmacro %}
+
+{#- As a post-hook: in the transaction that writes the rows. -#}
+{% macro remember_run() %}
+    insert into intermediate.model_watermarks as w (relation, data_clock_at, noticed_at)
+    select
+        '{{ this.schema }}.{{ this.identifier }}',
+        (select data_clock_at from {{ ref('int_data_clock') }}),
+        (select max(changed_at) from {{ ref('int_device_changes') }})
+    on conflict (relation) do update
+    set data_clock_at = excluded.data_clock_at, noticed_at = excluded.noticed_at
+{% endmacro %}
+
+{#-
+  The incremental strategy replace_touched: the model's rows replace those of the same key. A row without
+  source_ingested_at only deletes: it stands for one that no longer exists (with_vanished makes them).
+-#}
+{% macro get_incremental_replace_touched_sql(arg_dict) %}
+    {% set columns = arg_dict['dest_columns'] | map(attribute='quoted') | join(', ') %}
+    delete from {{ arg_dict['target_relation'] }} as old
+    using {{ arg_dict['temp_relation'] }} as fresh
+    where
+        {% for name in arg_dict['unique_key'] %}
+            {{ 'and ' if not loop.first }}old.{{ name }} = fresh.{{ name }}
+        {% endfor %};
+    insert into {{ arg_dict['target_relation'] }} ({{ columns }})
+    select {{ columns }} from {{ arg_dict['temp_relation'] }} where source_ingested_at is not null
+{% endmacro %}
+
+{#- All of `computed`; and, of the keys in `existing`, those that it lacks, with NULL in every other column. -#}
+{% macro with_vanished(computed, existing, key) %}
+    select * from {{ computed }}
+    {% if is_incremental() %}
+        union all
+        select (jsonb_populate_record(cast(null as {{ this }}), to_jsonb(vanished))).*
+        from (
+            select {{ key | join(', ') }} from {{ existing }}
+            except
+            select {{ key | join(', ') }} from {{ computed }}
+        ) as vanished
+    {% endif %}
+{% endmacro %}
+
+{#- Devices whose version, household or time zone has changed since this model's last run: their rows are made anew. -#}
+{% macro changed_devices(noticed_at) %}
+    select device_id from {{ ref('int_device_changes') }} where changed_at > {{ noticed_at }}
+{% endmacro %}

@@ -1,0 +1,84 @@
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='replace_touched',
+        unique_key=['device_id', 'hour_starts_at'],
+        indexes=[{'columns': ['device_id', 'local_date']}, {'columns': ['source_ingested_at']}],
+        post_hook='{{ remember_run() }}'
+    )
+}}
+
+-- depends_on: {{ ref('int_data_clock') }}
+-- depends_on: {{ ref('int_device_changes') }}
+
+with
+{% if is_incremental() %}
+touched as (
+    select
+        device_id,
+        hour_starts_at
+    from {{ ref('fct_access_events') }}
+    where ingested_at > {{ seen('arrived_after') }}
+    union
+    select
+        device_id,
+        hour_starts_at
+    from {{ ref('fct_access_events') }}
+    where device_id in ({{ changed_devices(seen('noticed_at')) }})
+    union
+    select
+        device_id,
+        hour_starts_at
+    from {{ this }}
+    where device_id in ({{ changed_devices(seen('noticed_at')) }})
+),
+{% endif %}
+
+events as (
+    select events.*
+    from {{ ref('fct_access_events') }} as events
+    {% if is_incremental() %}
+    inner join touched
+        on
+            events.device_id = touched.device_id
+            and events.hour_starts_at = touched.hour_starts_at
+            -- says no more, but to the index
+            and events.event_at >= touched.hour_starts_at
+            and events.event_at < touched.hour_starts_at + interval '1 hour'
+    {% endif %}
+),
+
+counted as (
+    select
+        device_id,
+        count(*) filter (where event_type = 'open') as opens,
+        count(*) filter (where event_type = 'close') as closes,
+        count(*) filter (where event_type = 'fail') as fails,
+        count(*) filter (where event_type in ('open', 'fail')) as attempts,
+        count(*) filter (where is_late) as late_events,
+        max(local_hour) as local_hour,
+        max(local_date) as local_date,
+        hour_starts_at,
+        max(ingested_at) as source_ingested_at
+    from events
+    group by device_id, hour_starts_at
+),
+
+computed as (
+    select
+        device_id,
+        opens,
+        closes,
+        fails,
+        attempts,
+        late_events,
+        cast(fails as double precision) / nullif(attempts, 0) as fail_rate,
+        {{ wilson_lower_bound('fails', 'attempts') }} as fail_rate_lower_bound,
+        local_hour,
+        local_date,
+        hour_starts_at,
+        source_ingested_at
+    from counted
+)
+
+{{ with_vanished('computed', 'touched', ['device_id', 'hour_starts_at']) }}

@@ -1,0 +1,73 @@
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='replace_touched',
+        unique_key=['household_id', 'local_date', 'trigger_source', 'event_type'],
+        post_hook='{{ remember_run() }}'
+    )
+}}
+
+-- depends_on: {{ ref('int_data_clock') }}
+-- depends_on: {{ ref('int_device_changes') }}
+-- depends_on: {{ ref('dim_devices') }}
+
+with
+{% if is_incremental() %}
+-- of a device that moved, all households that it belonged to
+changed_households as (
+    select distinct household_id
+    from {{ ref('dim_devices') }}
+    where household_id is not null and device_id in ({{ changed_devices(seen('noticed_at')) }})
+),
+
+touched as (
+    select
+        household_id,
+        local_date
+    from {{ ref('fct_access_events') }}
+    where household_id is not null and ingested_at > {{ seen('arrived_after') }}
+    union
+    select
+        household_id,
+        local_date
+    from {{ ref('fct_access_events') }}
+    where household_id in (select changed_households.household_id from changed_households)
+    union
+    select
+        household_id,
+        local_date
+    from {{ this }}
+    where household_id in (select changed_households.household_id from changed_households)
+),
+
+existing as (
+    select rows.*
+    from {{ this }} as rows
+    inner join touched on rows.household_id = touched.household_id and rows.local_date = touched.local_date
+),
+{% endif %}
+
+events as (
+    select events.*
+    from {{ ref('fct_access_events') }} as events
+    {% if is_incremental() %}
+    inner join touched on events.household_id = touched.household_id and events.local_date = touched.local_date
+    {% else %}
+    where events.household_id is not null
+    {% endif %}
+),
+
+computed as (
+    select
+        household_id,
+        trigger_source,
+        event_type,
+        count(*) as events,
+        count(*) / sum(cast(count(*) as double precision)) over (partition by household_id, local_date) as share,
+        local_date,
+        max(ingested_at) as source_ingested_at
+    from events
+    group by household_id, local_date, trigger_source, event_type
+)
+
+{{ with_vanished('computed', 'existing', ['household_id', 'trigger_source', 'event_type', 'local_date']) }}
