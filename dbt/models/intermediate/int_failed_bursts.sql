@@ -55,16 +55,25 @@ existing as (
 {% endif %}
 
 events as (
-    select events.*
-    from {{ ref('fct_access_events') }} as events
     {% if is_incremental() %}
-    inner join starts
-        on
-            events.device_id = starts.device_id
-            and events.event_at >= starts.starts_at
-            and (events.event_at, events.event_id) >= (starts.starts_at, starts.first_event_id)
+    select events.*
+    from starts
+    cross join
+        lateral (
+            select *
+            from {{ ref('fct_access_events') }} as candidates
+            where
+                candidates.device_id = starts.device_id
+                and candidates.event_at >= starts.starts_at
+                and (candidates.event_at, candidates.event_id) >= (starts.starts_at, starts.first_event_id)
+                and candidates.event_type in ('open', 'fail')
+            offset 0  -- one look into the index for each device, where a join might read the whole table
+        ) as events
+    {% else %}
+    select *
+    from {{ ref('fct_access_events') }}
+    where event_type in ('open', 'fail')
     {% endif %}
-    where events.event_type in ('open', 'fail')
 ),
 
 -- failures between the same two opens have the same number

@@ -21,10 +21,16 @@ touched as (
     where ingested_at > {{ seen('arrived_after') }}
     union
     select
-        device_id,
-        hour_starts_at
-    from {{ ref('fct_access_events') }}
-    where device_id in ({{ changed_devices(seen('noticed_at')) }})
+        events.device_id,
+        events.hour_starts_at
+    from ({{ changed_devices(seen('noticed_at')) }}) as changed
+    cross join
+        lateral (
+            select *
+            from {{ ref('fct_access_events') }} as candidates
+            where candidates.device_id = changed.device_id
+            offset 0
+        ) as events
     union
     select
         device_id,
@@ -35,16 +41,22 @@ touched as (
 {% endif %}
 
 events as (
-    select events.*
-    from {{ ref('fct_access_events') }} as events
     {% if is_incremental() %}
-    inner join touched
-        on
-            events.device_id = touched.device_id
-            and events.hour_starts_at = touched.hour_starts_at
-            -- says no more, but to the index
-            and events.event_at >= touched.hour_starts_at
-            and events.event_at < touched.hour_starts_at + interval '1 hour'
+    select events.*
+    from touched
+    cross join
+        lateral (
+            select *
+            from {{ ref('fct_access_events') }} as candidates
+            where
+                candidates.device_id = touched.device_id
+                and candidates.event_at >= touched.hour_starts_at
+                and candidates.event_at < touched.hour_starts_at + interval '1 hour'
+                and candidates.hour_starts_at = touched.hour_starts_at
+            offset 0  -- one look into the index for each hour, where a join might read the whole table
+        ) as events
+    {% else %}
+    select * from {{ ref('fct_access_events') }}
     {% endif %}
 ),
 

@@ -59,10 +59,16 @@ touched as (
     where hour_starts_at > {{ seen('data_clock_at') }} - interval '1 hour'
     union
     select
-        device_id,
-        hour_starts_at
-    from {{ ref('int_health_reports') }}
-    where device_id in (select changed_devices.device_id from changed_devices)
+        reports.device_id,
+        reports.hour_starts_at
+    from changed_devices
+    cross join
+        lateral (
+            select *
+            from {{ ref('int_health_reports') }} as candidates
+            where candidates.device_id = changed_devices.device_id
+            offset 0
+        ) as reports
     union
     select
         device_id,
@@ -73,16 +79,22 @@ touched as (
 {% endif %}
 
 reports as (
-    select reports.*
-    from {{ ref('int_health_reports') }} as reports
     {% if is_incremental() %}
-    inner join touched
-        on
-            reports.device_id = touched.device_id
-            and reports.hour_starts_at = touched.hour_starts_at
-            -- says no more, but to the index
-            and reports.reported_at >= touched.hour_starts_at
-            and reports.reported_at < touched.hour_starts_at + interval '1 hour'
+    select reports.*
+    from touched
+    cross join
+        lateral (
+            select *
+            from {{ ref('int_health_reports') }} as candidates
+            where
+                candidates.device_id = touched.device_id
+                and candidates.reported_at >= touched.hour_starts_at
+                and candidates.reported_at < touched.hour_starts_at + interval '1 hour'
+                and candidates.hour_starts_at = touched.hour_starts_at
+            offset 0  -- one look into the index for each hour, where a join might read the whole table
+        ) as reports
+    {% else %}
+    select * from {{ ref('int_health_reports') }}
     {% endif %}
 ),
 

@@ -74,10 +74,20 @@ existing as (
 {% endif %}
 
 reports as (
-    select health.*
-    from {{ ref('stg_device_health') }} as health
     {% if is_incremental() %}
-    inner join starts on health.device_id = starts.device_id and health.reported_at >= starts.starts_at
+    select health.*
+    from starts
+    cross join
+        lateral (
+            select *
+            from {{ ref('stg_device_health') }} as candidates
+            where
+                candidates.device_id = starts.device_id
+                and candidates.reported_at >= starts.starts_at
+            offset 0  -- one look into the index for each device, where a join might read the whole table
+        ) as health
+    {% else %}
+    select * from {{ ref('stg_device_health') }}
     {% endif %}
 ),
 

@@ -28,10 +28,16 @@ touched as (
     where household_id is not null and ingested_at > {{ seen('arrived_after') }}
     union
     select
-        household_id,
-        local_date
-    from {{ ref('fct_access_events') }}
-    where household_id in (select changed_households.household_id from changed_households)
+        events.household_id,
+        events.local_date
+    from changed_households
+    cross join
+        lateral (
+            select *
+            from {{ ref('fct_access_events') }} as candidates
+            where candidates.household_id = changed_households.household_id
+            offset 0
+        ) as events
     union
     select
         household_id,
@@ -48,12 +54,20 @@ existing as (
 {% endif %}
 
 events as (
-    select events.*
-    from {{ ref('fct_access_events') }} as events
     {% if is_incremental() %}
-    inner join touched on events.household_id = touched.household_id and events.local_date = touched.local_date
+    select events.*
+    from touched
+    cross join
+        lateral (
+            select *
+            from {{ ref('fct_access_events') }} as candidates
+            where candidates.household_id = touched.household_id and candidates.local_date = touched.local_date
+            offset 0  -- one look into the index for each day, where a join might read the whole table
+        ) as events
     {% else %}
-    where events.household_id is not null
+    select *
+    from {{ ref('fct_access_events') }}
+    where household_id is not null
     {% endif %}
 ),
 
