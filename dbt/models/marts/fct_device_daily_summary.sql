@@ -138,7 +138,11 @@ session_days as (
     select
         sessions.device_id,
         sessions.local_date,
-        sum(sessions.duration_seconds) filter (where sessions.left_open <> 'no') / 60 as left_open_minutes,
+        -- added up as numeric: a sum of floating-point numbers depends on their order
+        cast(
+            sum(cast(sessions.duration_seconds as numeric)) filter (where sessions.left_open <> 'no') / 60
+            as double precision
+        ) as left_open_minutes,
         max(sessions.source_ingested_at) as source_ingested_at
     from starts
     inner join {{ ref('fct_open_sessions') }} as sessions
@@ -225,7 +229,7 @@ observed as (
         observed_to,
         case
             when is_observed
-                then greatest(0, cast(extract(epoch from observed_to - observed_from) as double precision) / 60)
+                then greatest(0, cast(extract(epoch from observed_to - observed_from) / 60 as double precision))
             else 0
         end as observed_minutes
     from bounded
@@ -235,17 +239,17 @@ offline_days as (
     select
         observed.device_id,
         observed.local_date,
-        sum(
-            greatest(
-                0,
-                cast(
+        cast(
+            sum(
+                greatest(
+                    0,
                     extract(
                         epoch from least(silence_days.ended_at, observed.observed_to)
                         - greatest(silence_days.started_at, observed.observed_from)
-                    ) as double precision
+                    )
                 )
-            )
-        ) / 60 as offline_minutes,
+            ) / 60 as double precision
+        ) as offline_minutes,
         max(silence_days.source_ingested_at) as source_ingested_at
     from observed
     inner join silence_days
