@@ -51,12 +51,20 @@ FROM (VALUES {moves}) AS m (topic, partition, low, high)
 WHERE l.cluster_id = %s AND l.consumer_group = %s AND l.topic = m.topic AND l.partition = m.partition
   AND l.next_offset = m.low"""
 
+# The counts once for the ledger and once for their minute.
 COUNT_AND_COMMIT = """
 UPDATE ingest_offsets AS l
 SET stored = l.stored + c.stored, duplicates = l.duplicates + c.duplicates,
     dead = l.dead + c.dead, gaps = l.gaps + c.gaps
 FROM (VALUES {counts}) AS c (topic, partition, stored, duplicates, dead, gaps)
 WHERE l.cluster_id = %s AND l.consumer_group = %s AND l.topic = c.topic AND l.partition = c.partition;
+INSERT INTO ingest_minutes AS m
+    (cluster_id, consumer_group, topic, partition, minute_starts_at, stored, duplicates, dead)
+SELECT %s, %s, c.topic, c.partition, date_trunc('minute', now()), c.stored, c.duplicates, c.dead
+FROM (VALUES {counts}) AS c (topic, partition, stored, duplicates, dead, gaps)
+WHERE c.stored + c.duplicates + c.dead > 0
+ON CONFLICT (cluster_id, consumer_group, topic, partition, minute_starts_at) DO UPDATE
+SET stored = m.stored + excluded.stored, duplicates = m.duplicates + excluded.duplicates, dead = m.dead + excluded.dead;
 COMMIT"""
 
 
@@ -162,7 +170,7 @@ class Sink:
             ).decode()
             for (topic, partition), span in batch.spans.items()
         )  # fmt: skip
-        cursor.execute(COUNT_AND_COMMIT.replace("{counts}", counts), self._ledger_key)
+        cursor.execute(COUNT_AND_COMMIT.replace("{counts}", counts), self._ledger_key * 2)
 
     def _ledger(self, cursor: Any) -> dict[TopicPartition, int]:
         cursor.execute(

@@ -105,6 +105,28 @@ BEGIN
     END IF;
 END $$;
 
+-- The ledger's counts by minute, written with it: what became of the records over time. The partition is part of the
+-- key, so that no two consumers wait for each other's row.
+CREATE TABLE IF NOT EXISTS ingest_minutes (
+    cluster_id       text        NOT NULL,
+    consumer_group   text        NOT NULL,
+    topic            text        NOT NULL,
+    partition        integer     NOT NULL,
+    minute_starts_at timestamptz NOT NULL,
+    stored           bigint      NOT NULL DEFAULT 0,
+    duplicates       bigint      NOT NULL DEFAULT 0,
+    dead             bigint      NOT NULL DEFAULT 0,
+    PRIMARY KEY (cluster_id, consumer_group, topic, partition, minute_starts_at)
+) WITH (fillfactor = 50);
+
+DO $$
+BEGIN
+    IF to_regclass('ingest_minutes_minute_starts_at') IS NULL THEN
+        CREATE INDEX ingest_minutes_minute_starts_at ON ingest_minutes USING brin (minute_starts_at)
+            WITH (pages_per_range = 32, autosummarize = on);
+    END IF;
+END $$;
+
 CREATE TABLE IF NOT EXISTS dead_letters (
     dead_letter_id  bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     cluster_id      text,

@@ -147,7 +147,7 @@ class Pipeline(Database):
         )
 
     def ledger(self) -> dict[str, dict[str, int]]:
-        """By topic; asserts that it balances on every partition."""
+        """By topic; asserts that it balances on every partition, and that its counts by minute add up to it."""
         statement = """
             SELECT topic, sum(consumed)::int, sum(stored)::int, sum(duplicates)::int, sum(dead)::int, sum(gaps)::int,
                    bool_and(balanced)
@@ -155,6 +155,17 @@ class Pipeline(Database):
         """
         found = self.rows(statement, self.group)
         assert all(row[-1] for row in found), found
+        different = """
+            SELECT topic, partition FROM ingest_ledger AS l
+            LEFT JOIN (
+                SELECT consumer_group, cluster_id, topic, partition, sum(stored) AS stored,
+                       sum(duplicates) AS duplicates, sum(dead) AS dead
+                FROM ingest_minutes GROUP BY 1, 2, 3, 4
+            ) AS m USING (consumer_group, cluster_id, topic, partition)
+            WHERE consumer_group = %s AND (l.stored, l.duplicates, l.dead) IS DISTINCT FROM
+                  (coalesce(m.stored, 0), coalesce(m.duplicates, 0), coalesce(m.dead, 0))
+        """
+        assert self.rows(different, self.group) == []
         names = ("consumed", "stored", "duplicates", "dead", "gaps")
         return {topic: dict(zip(names, counts, strict=False)) for topic, *counts in found}
 

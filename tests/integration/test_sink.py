@@ -75,6 +75,12 @@ def ledger(tables: Database) -> tuple[int, ...]:
         *PLACE,
     )
     assert found[-1] is True
+    by_minute = tables.rows(
+        "SELECT coalesce(sum(stored), 0), coalesce(sum(duplicates), 0), coalesce(sum(dead), 0) FROM ingest_minutes"
+        " WHERE (topic, partition) = (%s, %s)",
+        *PLACE,
+    )
+    assert by_minute == [tuple(found[1:4])]
     return tuple(found[:-1])
 
 
