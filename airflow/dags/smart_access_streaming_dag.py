@@ -4,18 +4,31 @@ Brings the marts up to what the stream and the CSV load have stored since the la
 
 | task | what it does |
 |---|---|
-| `dbt_run` | recomputes the device days that new rows touch; a late event corrects its own day |
-| `dbt_test` | checks keys, values and contracts of the result |
-| `complete` | logs one line: what ran |
+| `dbt_run` | says how fresh the raw tables are, notes what changed in the registry, recomputes what new rows touch |
+| `dbt_test` | checks keys, values and relationships of the result |
+| `complete` | logs one line: what ran, and which sources are not fresh |
 
-A run that fails changes nothing that the next one does not repair: each model is written in one transaction, and its
-watermark with it. So a failed run needs no cleaning up; clear it, or wait for the next slot. One run at a time.
+A late event corrects its own hour, day and session. A source that is not fresh stops nothing, as a fleet may be silent.
+The log of `dbt_run` and the line of `complete` name it in dbt's words: `WARN` for no new row in 15 minutes,
+`ERROR STALE` for none in an hour, or none at all.
+
+A run that fails changes nothing that the next one does not repair: each model is written in one transaction, and what
+it has seen with it. So a failed run needs no cleaning up; clear it, or wait for the next slot. A task is tried twice,
+and all attempts of a run end before the next slot of `*/15`; with a shorter schedule a slot may pass while they last.
+
+One run at a time: here by the DAG's `max_active_runs`, elsewhere by a lock in the database. A run by hand through
+`python dbt/one_at_a_time.py` waits for one of this DAG and the other way round. A plain `dbt` does not wait: it, or the
+run beside it, may fail then, and the next one makes up for it.
 
 Without the raw tables `dbt_run` fails and names the next step (start the consumer once); with empty tables it succeeds.
 
+When the last attempt of a task has failed, one line goes to the task's log and, if `ALERT_WEBHOOK_URL` is set, a POST
+to that address: JSON with `text` (the same line), `dag_id`, `task_id`, `run_id`, `try_number`, `error` (the first line
+of it) and `log_url`. A webhook that does not answer within seconds is logged and changes nothing.
+
 Settings, from the environment of the scheduler and the dag-processor: `STREAMING_SCHEDULE` (cron, `*/15 * * * *`;
-`*/5 * * * *` for fresher marts), `DBT_PROJECT_DIR` and `DBT_PROFILES_DIR` (the project's `dbt` folder),
-`DBT_TARGET_PATH` and `DBT_LOG_PATH`, and libpq's `PGHOST`, `PGPORT`, `PGDATABASE`, `PGUSER`, `PGPASSWORD`.
+`*/5 * * * *` for fresher marts), `ALERT_WEBHOOK_URL`, `DBT_PROJECT_DIR` and `DBT_PROFILES_DIR` (the project's `dbt`
+folder), `DBT_TARGET_PATH` and `DBT_LOG_PATH`, and libpq's `PGHOST`, `PGPORT`, `PGDATABASE`, `PGUSER`, `PGPASSWORD`.
 """
 
 from __future__ import annotations
@@ -25,7 +38,9 @@ import os
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import requests
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import dag, task
 
@@ -39,14 +54,53 @@ ENVIRONMENT = {
 }
 
 
-def dbt(task_id: str, arguments: str) -> BashOperator:
-    """A dbt command. Its last line of output, "Done. PASS=… ERROR=…", is the task's result.
+DBT = 'python "$DBT_PROJECT_DIR/one_at_a_time.py" --no-use-colors'
+# Of dbt's lines on freshness, the names and states that are not PASS. It fails where one is stale; where it fails and
+# names none, it could not look. The last line is the task's result.
+RUN = rf"""set -eo pipefail
+otherwise=fresh
+said=$(dbt --no-use-colors source freshness | tee /dev/stderr) || otherwise=unknown
+named=$(sed -nE 's/.* (WARN|ERROR STALE|ERROR) freshness of raw\.([a-z_]+) .*/\2 \1/p' <<< "$said" | sort | paste -sd ,)
+result=$({DBT} build --selector models | tee /dev/stderr | tail -n 1)
+echo "$result; sources: ${{named:-$otherwise}}"
+"""
+# unit tests prove the models' logic where it is changed; on live rows they would prove it again and again
+TEST = f"{DBT} test --exclude-resource-type unit_test"
+WEBHOOK_TIMEOUT_S = 10
 
-    Two attempts of both tasks end within the interval of the schedule.
-    """
+log = logging.getLogger(__name__)
+
+
+def alert(context: dict[str, Any]) -> None:
+    """Tells of a failed task: a line in its log and, if ALERT_WEBHOOK_URL is set, a POST. Raises nothing."""
+    ti = context["ti"]
+    error = (str(context.get("exception") or "").strip() or "no reason given").splitlines()[0]
+    text = f"{ti.dag_id}.{ti.task_id} failed in {ti.run_id} (attempt {ti.try_number}): {error}"
+    log.error(text)
+    url = os.environ.get("ALERT_WEBHOOK_URL")
+    if not url:
+        return
+    message = {
+        "text": text,
+        "dag_id": ti.dag_id,
+        "task_id": ti.task_id,
+        "run_id": ti.run_id,
+        "try_number": ti.try_number,
+        "error": error,
+        "log_url": ti.log_url,
+    }
+    try:
+        requests.post(url, json=message, timeout=WEBHOOK_TIMEOUT_S).raise_for_status()
+    except requests.RequestException as failure:
+        # its kind only: its text holds the address, and that often holds a token
+        log.error("ALERT_WEBHOOK_URL did not take the alert: %s", type(failure).__name__)
+
+
+def dbt(task_id: str, command: str) -> BashOperator:
+    """Calls of dbt. Two attempts of both tasks end within the interval of the schedule."""
     return BashOperator(
         task_id=task_id,
-        bash_command=f"dbt --no-use-colors {arguments}",
+        bash_command=command,
         env=ENVIRONMENT,
         append_env=True,
         retries=1,
@@ -62,13 +116,13 @@ def dbt(task_id: str, arguments: str) -> BashOperator:
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(minutes=14),
+    default_args={"on_failure_callback": alert},
     doc_md=__doc__,
     tags=["smart-access", "dbt"],
 )
 def smart_access_streaming_pipeline() -> None:
-    dbt_run = dbt("dbt_run", "run")
-    # unit tests prove the models' logic where it is changed; on live rows they would prove it again and again
-    dbt_test = dbt("dbt_test", "test --exclude-resource-type unit_test")
+    dbt_run = dbt("dbt_run", RUN)
+    dbt_test = dbt("dbt_test", TEST)
 
     @task
     def complete(run: str, test: str) -> str:

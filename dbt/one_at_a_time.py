@@ -1,0 +1,62 @@
+"""dbt, one run at a time on each database, from the project's root:
+
+    python dbt/one_at_a_time.py build --selector models --project-dir dbt --profiles-dir dbt
+
+Takes what `dbt` takes and exits as `dbt` does. Two runs at once fail each other: each makes the views anew, and what
+rests on an old one vanishes with it while the other reads it. So this takes a lock in the database first, and waits
+for another run to end, two minutes at most. The lock is that of a connection which stays open until this process ends,
+however it ends: nothing is left behind by one that was killed. A plain `dbt` does not ask for it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import psycopg2
+from dbt.cli.main import cli
+
+WAIT_S = 120
+# "dbt" and a number, in the space of locks of two numbers; the models' own locks are of one
+LOCK = (0x646274, 1)
+# as in profiles.yml; libpq reads its other variables itself
+DEFAULTS = {
+    "PGHOST": "127.0.0.1",
+    "PGPORT": "5432",
+    "PGDATABASE": "smart_access",
+    "PGUSER": "postgres",
+    "PGPASSWORD": "postgres",
+}
+PARAMETERS = {"PGHOST": "host", "PGPORT": "port", "PGDATABASE": "dbname", "PGUSER": "user", "PGPASSWORD": "password"}
+
+
+def take_lock() -> Any:
+    """The connection that holds the lock. Raises psycopg2.OperationalError, after WAIT_S because of another run."""
+    settings = {PARAMETERS[name]: os.environ.get(name) or default for name, default in DEFAULTS.items()}
+    connection = psycopg2.connect(**settings, connect_timeout=10, application_name="dbt one_at_a_time")
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", LOCK)
+        if not cursor.fetchone()[0]:
+            print(f"another dbt run is at work on this database: waiting for its end, at most {WAIT_S} s", flush=True)
+            cursor.execute("SET lock_timeout = %s", (f"{WAIT_S}s",))
+            cursor.execute("SELECT pg_advisory_lock(%s, %s)", LOCK)
+    return connection
+
+
+def main() -> None:
+    try:
+        connection = take_lock()
+    except psycopg2.errors.LockNotAvailable:
+        sys.exit(f"another dbt run has been at work on this database for more than {WAIT_S} s: gave up")
+    except psycopg2.OperationalError as error:
+        sys.exit(f"no lock, so no dbt: {str(error).strip()}")
+    try:
+        cli(prog_name="dbt")
+    finally:
+        connection.close()
+
+
+if __name__ == "__main__":
+    main()
