@@ -53,13 +53,49 @@
     {{ return("timestamptz '" ~ (found or '-infinity') ~ "'") }}
 {% endmacro %}
 
-{#- As a post-hook: in the transaction that writes the rows. -#}
+{#-
+  As a pre-hook, in the model's transaction: takes the model's lock, so that of two runs at once the later one waits, and
+  notes what the model is about to see: of the raw tables all up to the data clock, of other models what those have seen.
+-#}
+{% macro begin_run() %}
+    {% set models = [] %}
+    {% for id in model.depends_on.nodes if id in graph.nodes %}
+        {% set node = graph.nodes[id] %}
+        {% if node.config.materialized == 'incremental' and node.name != 'int_device_activity' %}
+            {% do models.append("'" ~ node.schema ~ "." ~ node.alias ~ "'") %}
+        {% endif %}
+    {% endfor %}
+    select
+        pg_advisory_xact_lock(hashtext('dbt {{ this.schema }}.{{ this.identifier }}')),
+        set_config('smart_access.data_clock_at', coalesce(cast(seen.data_clock_at as text), ''), true),
+        set_config('smart_access.noticed_at', coalesce(cast(seen.noticed_at as text), ''), true)
+    from (
+        select
+            min(data_clock_at) as data_clock_at,
+            min(noticed_at) as noticed_at
+        from (
+            select
+                (select data_clock_at from {{ ref('int_data_clock') }}) as data_clock_at,
+                (select max(changed_at) from {{ ref('int_device_changes') }}) as noticed_at
+            {% if models %}
+                union all
+                select
+                    coalesce(data_clock_at, '-infinity'),
+                    coalesce(noticed_at, '-infinity')
+                from intermediate.model_watermarks
+                where relation in ({{ models | join(', ') }})
+            {% endif %}
+        ) as sources
+    ) as seen
+{% endmacro %}
+
+{#- As a post-hook, in the same transaction: keeps it. -#}
 {% macro remember_run() %}
-    insert into intermediate.model_watermarks as w (relation, data_clock_at, noticed_at)
+    insert into intermediate.model_watermarks (relation, data_clock_at, noticed_at)
     select
         '{{ this.schema }}.{{ this.identifier }}',
-        (select data_clock_at from {{ ref('int_data_clock') }}),
-        (select max(changed_at) from {{ ref('int_device_changes') }})
+        cast(nullif(current_setting('smart_access.data_clock_at'), '') as timestamptz),
+        cast(nullif(current_setting('smart_access.noticed_at'), '') as timestamptz)
     on conflict (relation) do update
     set data_clock_at = excluded.data_clock_at, noticed_at = excluded.noticed_at
 {% endmacro %}

@@ -4,6 +4,7 @@
         materialized='incremental',
         incremental_strategy='replace_touched',
         unique_key=['device_id', 'hour_starts_at'],
+        pre_hook='{{ begin_run() }}',
         post_hook='{{ remember_run() }}'
     )
 }}

@@ -4,6 +4,7 @@
         materialized='incremental',
         incremental_strategy='replace_touched',
         unique_key=['device_id', 'first_event_id'],
+        pre_hook='{{ begin_run() }}',
         post_hook='{{ remember_run() }}'
     )
 }}

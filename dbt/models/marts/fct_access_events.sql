@@ -11,6 +11,7 @@
             {'columns': ['household_id', 'local_date']},
             {'columns': ['ingested_at']},
         ],
+        pre_hook='{{ begin_run() }}',
         post_hook='{{ remember_run() }}'
     )
 }}

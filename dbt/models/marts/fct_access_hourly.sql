@@ -4,6 +4,7 @@
         incremental_strategy='replace_touched',
         unique_key=['device_id', 'hour_starts_at'],
         indexes=[{'columns': ['device_id', 'local_date']}, {'columns': ['source_ingested_at']}],
+        pre_hook='{{ begin_run() }}',
         post_hook='{{ remember_run() }}'
     )
 }}

@@ -7,6 +7,7 @@
         incremental_strategy='replace_touched',
         unique_key=['device_id', 'local_date'],
         indexes=[{'columns': ['local_date']}],
+        pre_hook='{{ begin_run() }}',
         post_hook='{{ remember_run() }}'
     )
 }}

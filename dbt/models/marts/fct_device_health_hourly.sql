@@ -8,6 +8,7 @@
             {'columns': ['hour_starts_at']},
             {'columns': ['source_ingested_at']},
         ],
+        pre_hook='{{ begin_run() }}',
         post_hook='{{ remember_run() }}'
     )
 }}

@@ -6,6 +6,7 @@
         incremental_strategy='replace_touched',
         unique_key=['device_id', 'started_at'],
         indexes=[{'columns': ['ended_at']}, {'columns': ['source_ingested_at']}],
+        pre_hook='{{ begin_run() }}',
         post_hook='{{ remember_run() }}'
     )
 }}

@@ -11,6 +11,7 @@
             {'columns': ['closed_at']},
             {'columns': ['source_ingested_at']},
         ],
+        pre_hook='{{ begin_run() }}',
         post_hook='{{ remember_run() }}'
     )
 }}

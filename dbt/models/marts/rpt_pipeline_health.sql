@@ -5,6 +5,7 @@
         incremental_strategy='delete+insert',
         unique_key=['stream', 'minute_starts_at'],
         indexes=[{'columns': ['minute_starts_at']}],
+        pre_hook='{{ begin_run() }}',
         post_hook='{{ remember_run() }}'
     )
 }}
