@@ -273,11 +273,15 @@ computed as (
         coalesce(offline_days.offline_minutes, 0) as offline_minutes,
         observed.observed_minutes,
         1 - coalesce(offline_days.offline_minutes, 0) / nullif(observed.observed_minutes, 0) as uptime,
-        least(
-            1,
-            cast(coalesce(health_days.reports, 0) as double precision)
-            / (nullif(observed.observed_minutes, 0) * 60 / {{ health_interval_seconds() }})
-        ) as completeness,
+        -- least() passes over a NULL
+        case
+            when observed.observed_minutes > 0
+                then least(
+                    1,
+                    cast(coalesce(health_days.reports, 0) as double precision)
+                    / (observed.observed_minutes * 60 / {{ health_interval_seconds() }})
+                )
+        end as completeness,
         observed.local_date,
         greatest(
             access_days.source_ingested_at,
