@@ -123,7 +123,7 @@ def fill(broker: KafkaBroker, dataset: str, count: int) -> None:
 
 def empty(connection: Any) -> None:
     with connection.cursor() as cursor:
-        cursor.execute("TRUNCATE raw_access_events, dead_letters, ingest_offsets")
+        cursor.execute("TRUNCATE raw_access_events, dead_letters, ingest_offsets, ingest_minutes")
         cursor.execute("CHECKPOINT")
 
 
