@@ -1,6 +1,4 @@
-"""dbt, one run at a time on each database, from the project's root:
-
-    python dbt/one_at_a_time.py build --selector models --project-dir dbt --profiles-dir dbt
+"""dbt on this project, one run at a time on each database: python dbt/one_at_a_time.py build --selector models
 
 Takes what `dbt` takes and exits as `dbt` does. Two runs at once fail each other: each makes the views anew, and what
 rests on an old one vanishes with it while the other reads it. So this takes a lock in the database first, and waits
@@ -12,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -52,6 +51,8 @@ def main() -> None:
         sys.exit(f"another dbt run has been at work on this database for more than {WAIT_S} s: gave up")
     except psycopg2.OperationalError as error:
         sys.exit(f"no lock, so no dbt: {str(error).strip()}")
+    for name in ("DBT_PROJECT_DIR", "DBT_PROFILES_DIR"):
+        os.environ[name] = os.environ.get(name) or str(Path(__file__).resolve().parent)
     try:
         cli(prog_name="dbt")
     finally:

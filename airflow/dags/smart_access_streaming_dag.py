@@ -16,9 +16,9 @@ A run that fails changes nothing that the next one does not repair: each model i
 it has seen with it. So a failed run needs no cleaning up; clear it, or wait for the next slot. A task is tried twice,
 and all attempts of a run end before the next slot of `*/15`; with a shorter schedule a slot may pass while they last.
 
-One run at a time: here by the DAG's `max_active_runs`, elsewhere by a lock in the database. A run by hand through
-`python dbt/one_at_a_time.py` waits for one of this DAG and the other way round. A plain `dbt` does not wait: it, or the
-run beside it, may fail then, and the next one makes up for it.
+One run at a time: here by `max_active_runs`, and with what is run elsewhere by a lock in the database. By hand use
+`python dbt/one_at_a_time.py build --selector models`, which waits for a run of this DAG, and this DAG for it. A plain
+`dbt` does not wait, and one of the two runs may fail.
 
 Without the raw tables `dbt_run` fails and names the next step (start the consumer once); with empty tables it succeeds.
 

@@ -1,0 +1,78 @@
+"""Two runs of dbt at once: the later one waits, and the lock ends with whoever held it."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import pipeline_settings
+from pipeline_settings import POSTGRES_DEFAULTS, ROOT
+
+SCRIPT = ROOT / "dbt/one_at_a_time.py"
+BUILD = ["build", "--selector", "models"]
+
+
+def execute(warehouse: Any, statement: str) -> list[tuple[Any, ...]]:
+    with warehouse.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def start(command: list[str], target: str) -> subprocess.Popen[str]:
+    """A dbt in a process of its own; the fixture `dbt` has put its settings into the environment."""
+    environment = {**os.environ, "DBT_TARGET_PATH": os.environ["DBT_TARGET_PATH"] + target}
+    both = subprocess.STDOUT
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=both, text=True, cwd="/")
+
+
+def test_the_defaults_are_those_of_the_scripts() -> None:
+    assert runpy.run_path(str(SCRIPT))["DEFAULTS"] == POSTGRES_DEFAULTS
+
+
+def test_of_two_runs_at_once_one_waits_for_the_other(dbt: Any, warehouse: Any) -> None:
+    lock = runpy.run_path(str(SCRIPT))["LOCK"]
+    waiting = f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = {lock[0]} AND NOT granted"  # noqa: S608
+    holder = pipeline_settings.connect_postgres("tests")
+    with holder.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s, %s)", lock)
+    runs = [start([sys.executable, str(SCRIPT), "--no-use-colors", *BUILD], name) for name in "ab"]
+    wait_until(lambda: execute(warehouse, waiting) == [(2,)])
+    assert execute(warehouse, "SELECT to_regclass('marts.fct_access_events')") == [(None,)]
+    holder.close()  # as a killed run's connection does
+    for run in runs:
+        said, _ = run.communicate(timeout=120)
+        assert run.returncode == 0, said
+        assert "another dbt run is at work on this database: waiting" in said
+        assert "ERROR=0" in said
+    assert execute(warehouse, "SELECT count(*) FROM marts.fct_access_events") == [(0,)]
+
+
+def test_a_run_that_has_waited_too_long_says_so_and_does_nothing(
+    dbt: Any, warehouse: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = runpy.run_path(str(SCRIPT))
+    monkeypatch.setitem(script["main"].__globals__, "WAIT_S", 0.1)
+    execute(warehouse, "SELECT pg_advisory_lock({}, {})".format(*script["LOCK"]))
+    with pytest.raises(SystemExit, match="another dbt run has been at work on this database for more than"):
+        script["main"]()
+    assert "waiting for its end" in capsys.readouterr().out
+
+
+def test_a_server_that_does_not_answer_is_told(dbt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGDATABASE", "nowhere")
+    with pytest.raises(SystemExit, match=r'no lock, so no dbt: .*"nowhere" does not exist'):
+        runpy.run_path(str(SCRIPT))["main"]()
