@@ -20,7 +20,15 @@ Row = dict[str, Any]
 
 START = datetime(2026, 3, 12, 5, tzinfo=UTC)  # then come Berlin's change on 29 March and Auckland's on 5 April
 DAYS = 25
-ZONES = ["Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Pacific/Auckland", "Mars/Olympus_Mons", None]
+ZONES = [
+    "Europe/Berlin",
+    "America/New_York",
+    "Asia/Kathmandu",
+    "Pacific/Auckland",
+    "Australia/Lord_Howe",  # half an hour at a change
+    "Mars/Olympus_Mons",
+    None,
+]
 SOURCES = ["app", "keypad", "schedule"]
 SLOW_COMMIT_S = 60  # the longest that a writer's transaction may last
 
@@ -88,6 +96,9 @@ def commit_some_late(chance: random.Random, slices: list[Slice]) -> None:
         rows = after.events + after.reports
         for row in chance.sample(rows, min(len(rows), 12)):
             row["ingested_at"] = clock - timedelta(seconds=chance.uniform(0, SLOW_COMMIT_S))
+        if after.minutes:
+            began_at = clock - timedelta(seconds=chance.uniform(0, SLOW_COMMIT_S))
+            after.minutes[-1]["minute_starts_at"] = began_at.replace(second=0, microsecond=0)
 
 
 class Fleet:
@@ -118,7 +129,7 @@ class Fleet:
                     number += 1
                 row["ingested_at"] = min(row["ingested_at"], self.cuts[-1])
                 getattr(slices[number], kind).append(row)
-        for arrival, table, entry in sorted(self.registry(), key=lambda told: told[0]):
+        for arrival, table, entry in self.registry(events):
             getattr(slices[self.slice_of(arrival)], table).append(entry)
         for counts in self.minutes():
             slices[self.slice_of(counts["minute_starts_at"])].minutes.append(counts)
@@ -205,12 +216,11 @@ class Fleet:
         drain = self.chance.choice([0.01, 0.5, 2, 6])
         charge = self.chance.uniform(20, 100)
         replaced_at = START + self.seconds(0, 1.5 * DAYS * 86400)
-        fell_at = START + self.seconds(0, 1.5 * DAYS * 86400)
+        fell_at = [START + self.seconds(0, DAYS * 86400) for _ in range(2)]
         signal = self.chance.uniform(-90, -45)
         for at, is_online, arrival in self.samples():
             level = charge - drain * (at - START) / timedelta(days=1)
-            if at > fell_at:
-                level -= 18
+            level -= 18 * sum(at > fall for fall in fell_at)
             if at > replaced_at:
                 level = 99.5 - drain * (at - replaced_at) / timedelta(days=1)
             yield {
@@ -224,7 +234,7 @@ class Fleet:
 
     def samples(self) -> Iterable[tuple[datetime, bool, datetime]]:
         """Time, whether online, and arrival of a device's reports: spells with silences between them."""
-        spells = [START + self.seconds(0, DAYS * 86400) for _ in range(int(DAYS * 1.2))]
+        spells = [START + self.seconds(0, DAYS * 86400) for _ in range(int(DAYS * 0.9))]
         counts = [self.chance.randrange(1, 14) for _ in spells]
         for cut in self.cuts:  # many are heard until dbt runs
             if self.chance.random() < 0.7:
@@ -245,8 +255,11 @@ class Fleet:
 
     # Registry
 
-    def registry(self) -> Iterable[tuple[datetime, str, Row]]:
-        """Arrival, table and row of the registry's entries: first all but one, then changes."""
+    def registry(self, events: list[Row]) -> Iterable[tuple[datetime, str, Row]]:
+        """Arrival, table and row of the registry's entries, in that order: first all but one, then changes.
+
+        Many a change came in the midst of events.
+        """
         devices: dict[str, Row] = {}
         households: dict[str, Row] = {}
         homes = {device_id: self.chance.choice(self.households) for device_id in self.devices[:4]}
@@ -270,6 +283,9 @@ class Fleet:
             else:
                 device_id = self.chance.choice(self.devices[:4])
                 device = devices.get(device_id) or self.device(at, device_id, homes[device_id])
+                midst = [row["event_ts"] for row in events if row["device_id"] == device_id and row["event_ts"] < at]
+                if midst and self.chance.random() < 0.5:
+                    told["updated_at"] = self.chance.choice(sorted(midst)[-40:])
                 if device_id in devices:
                     told["updated_at"] = max(told["updated_at"], device["updated_at"])
                     device = {**device, **self.device_change(at)}

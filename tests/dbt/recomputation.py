@@ -252,8 +252,7 @@ class Marts:
                     "late_events": sum(row["seconds_to_row"] > LATE_AFTER_S for row in events),
                     "fail_rate": fails / attempts if attempts else None,
                     "fail_rate_lower_bound": wilson_lower_bound(fails, attempts) if attempts else None,
-                    "local_hour": events[0]["local_hour"],
-                    "local_date": events[0]["local_date"],
+                    **local_time(events),
                     "hour_starts_at": hour,
                     "source_ingested_at": newest(events),
                 }
@@ -381,8 +380,7 @@ class Marts:
                     "reports": len(reports),
                     "online_reports": sum(row["is_online"] for row in reports),
                     "reports_expected": overlap(hour, hour + HOUR, first, self.clock) / HEALTH_INTERVAL_S,
-                    "local_hour": reports[0]["local_hour"],
-                    "local_date": reports[0]["local_date"],
+                    **local_time(reports),
                     "hour_starts_at": hour,
                     "source_ingested_at": newest(reports),
                 }
@@ -393,17 +391,16 @@ class Marts:
 
     @cached_property
     def fct_device_daily_summary(self) -> list[Row]:
-        device_and_day = lambda row: (row["device_id"], row["local_date"])  # noqa: E731
-        events = grouped(self.events, device_and_day)
-        reports = grouped(self.reports, device_and_day)
-        sessions = grouped(self.fct_open_sessions, device_and_day)
+        events = by_day_of_hour(self.events, self.fct_access_hourly)
+        reports = by_day_of_hour(self.reports, self.fct_device_health_hourly)
+        sessions = grouped(self.fct_open_sessions, lambda row: (row["device_id"], row["local_date"]))
         silences: dict[Any, list[Row]] = defaultdict(list)
         for silence in self.fct_offline_sessions:
             for day in self.days_of(silence):
                 silences[silence["device_id"], day].append(silence)
         return [
             self.day(*key, events.get(key, []), reports.get(key, []), sessions.get(key, []), silences.get(key, []))
-            for key in events.keys() | reports.keys() | silences.keys()
+            for key in events.keys() | reports.keys() | sessions.keys() | silences.keys()
         ]
 
     def days_of(self, silence: Row) -> Iterable[date]:
@@ -705,6 +702,18 @@ class Marts:
 def count_kinds(events: list[Row]) -> Row:
     kinds = {"opens": "open", "closes": "close", "fails": "fail"}
     return {name: sum(row["event_type"] == kind for row in events) for name, kind in kinds.items()}
+
+
+def local_time(rows: list[Row]) -> Row:
+    """Day and hour of an hour's rows: the later ones if the device moved within it."""
+    local_date, local_hour = max((row["local_date"], row["local_hour"]) for row in rows)
+    return {"local_hour": local_hour, "local_date": local_date}
+
+
+def by_day_of_hour(rows: list[Row], hours: list[Row]) -> dict[Any, list[Row]]:
+    """Events or reports by device and day, where an hour is of one day as a whole."""
+    days = {(hour["device_id"], hour["hour_starts_at"]): hour["local_date"] for hour in hours}
+    return grouped(rows, lambda row: (row["device_id"], days[row["device_id"], row["hour_starts_at"]]))
 
 
 def midnight(day: date, zone: ZoneInfo) -> datetime:

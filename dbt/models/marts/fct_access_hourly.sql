@@ -69,8 +69,8 @@ counted as (
         count(*) filter (where event_type = 'fail') as fails,
         count(*) filter (where event_type in ('open', 'fail')) as attempts,
         count(*) filter (where is_late) as late_events,
-        max(local_hour) as local_hour,
-        max(local_date) as local_date,
+        -- one of two households if the device moved within it; not the day of the one and the hour of the other
+        max(local_date + make_interval(hours => local_hour)) as local_time,
         hour_starts_at,
         max(ingested_at) as source_ingested_at
     from events
@@ -87,8 +87,8 @@ computed as (
         late_events,
         cast(fails as double precision) / nullif(attempts, 0) as fail_rate,
         {{ wilson_lower_bound('fails', 'attempts') }} as fail_rate_lower_bound,
-        local_hour,
-        local_date,
+        cast(extract(hour from local_time) as integer) as local_hour,
+        cast(local_time as date) as local_date,
         hour_starts_at,
         source_ingested_at
     from counted

@@ -113,8 +113,13 @@ access_days as (
         sum(hours.fails) as fails,
         max(hours.source_ingested_at) as source_ingested_at
     from starts
-    inner join {{ ref('fct_access_hourly') }} as hours
-        on starts.device_id = hours.device_id and starts.starts_on <= hours.local_date
+    cross join
+        lateral (
+            select *
+            from {{ ref('fct_access_hourly') }} as candidates
+            where candidates.device_id = starts.device_id and candidates.local_date >= starts.starts_on
+            offset 0  -- one look into the index for each device, where a join might read the whole table
+        ) as hours
     group by hours.device_id, hours.local_date
 ),
 
@@ -130,8 +135,13 @@ health_days as (
         )[1] as battery_last_pct,
         max(hours.source_ingested_at) as source_ingested_at
     from starts
-    inner join {{ ref('fct_device_health_hourly') }} as hours
-        on starts.device_id = hours.device_id and starts.starts_on <= hours.local_date
+    cross join
+        lateral (
+            select *
+            from {{ ref('fct_device_health_hourly') }} as candidates
+            where candidates.device_id = starts.device_id and candidates.local_date >= starts.starts_on
+            offset 0
+        ) as hours
     group by hours.device_id, hours.local_date
 ),
 
@@ -146,8 +156,13 @@ session_days as (
         ) as left_open_minutes,
         max(sessions.source_ingested_at) as source_ingested_at
     from starts
-    inner join {{ ref('fct_open_sessions') }} as sessions
-        on starts.device_id = sessions.device_id and starts.starts_on <= sessions.local_date
+    cross join
+        lateral (
+            select *
+            from {{ ref('fct_open_sessions') }} as candidates
+            where candidates.device_id = starts.device_id and candidates.local_date >= starts.starts_on
+            offset 0
+        ) as sessions
     group by sessions.device_id, sessions.local_date
 ),
 
@@ -161,11 +176,19 @@ silences as (
         silences.source_ingested_at
     from starts
     inner join devices on starts.device_id = devices.device_id
-    inner join {{ ref('fct_offline_sessions') }} as silences on starts.device_id = silences.device_id
     cross join data_clock
-    where
-        silences.ended_at is null
-        or {{ local_date('silences.ended_at', 'devices.time_zone') }} >= starts.starts_on
+    cross join
+        lateral (
+            select *
+            from {{ ref('fct_offline_sessions') }} as candidates
+            where
+                candidates.device_id = starts.device_id
+                and (
+                    candidates.ended_at is null
+                    or candidates.ended_at >= cast(starts.starts_on as timestamp) at time zone devices.time_zone
+                )
+            offset 0
+        ) as silences
 ),
 
 silence_days as (
@@ -197,6 +220,12 @@ days as (
         device_id,
         local_date
     from health_days
+    union
+    -- a day of its own only if the device moved within the hour of the opening
+    select
+        device_id,
+        local_date
+    from session_days
     union
     select
         device_id,

@@ -112,8 +112,8 @@ measured as (
         stddev_samp(cast(signal_strength_dbm as double precision)) as signal_sd_dbm,
         count(*) as reports,
         count(*) filter (where is_online) as online_reports,
-        max(local_hour) as local_hour,
-        max(local_date) as local_date,
+        -- one of two households if the device moved within it; not the day of the one and the hour of the other
+        max(local_date + make_interval(hours => local_hour)) as local_time,
         hour_starts_at,
         max(ingested_at) as source_ingested_at
     from reports
@@ -140,8 +140,8 @@ computed as (
                 ) as double precision
             ) / {{ health_interval_seconds() }}
         ) as reports_expected,
-        measured.local_hour,
-        measured.local_date,
+        cast(extract(hour from measured.local_time) as integer) as local_hour,
+        cast(measured.local_time as date) as local_date,
         measured.hour_starts_at,
         measured.source_ingested_at
     from measured
