@@ -67,9 +67,17 @@ readings as (
         lag(hours.battery_last_pct) over each_device as from_pct,
         lag(hours.hour_starts_at) over each_device as from_hour,
         lag(hours.source_ingested_at) over each_device as from_ingested_at
-    from {{ ref('fct_device_health_hourly') }} as hours
     {% if is_incremental() %}
-    inner join starts on hours.device_id = starts.device_id and hours.hour_starts_at >= starts.starts_at
+    from starts
+    cross join
+        lateral (
+            select *
+            from {{ ref('fct_device_health_hourly') }} as candidates
+            where candidates.device_id = starts.device_id and candidates.hour_starts_at >= starts.starts_at
+            offset 0  -- one look into the index for each device, where a join might read the whole table
+        ) as hours
+    {% else %}
+    from {{ ref('fct_device_health_hourly') }} as hours
     {% endif %}
     where hours.battery_last_pct is not null
     window each_device as (partition by hours.device_id order by hours.hour_starts_at)

@@ -1,5 +1,5 @@
--- A table, so that it stays the same for all models of a run; made after dim_devices, so that who sees a change here sees
--- it there as well.
+-- A table, so that it stays the same for all models of a run; made after dim_devices, so that who sees a change here
+-- sees it there as well.
 -- depends_on: {{ ref('dim_devices') }}
 {{ config(materialized='table') }}
 

@@ -42,12 +42,22 @@ existing as (
 {% endif %}
 
 hours as (
-    select hours.*
-    from {{ ref('fct_access_hourly') }} as hours
     {% if is_incremental() %}
-    inner join starts on hours.device_id = starts.device_id and hours.local_date >= starts.starts_on
-    {% endif %}
+    select hours.*
+    from starts
+    cross join
+        lateral (
+            select *
+            from {{ ref('fct_access_hourly') }} as candidates
+            where candidates.device_id = starts.device_id and candidates.local_date >= starts.starts_on
+            offset 0  -- one look into the index for each device, where a join might read the whole table
+        ) as hours
     where hours.opens > 0
+    {% else %}
+    select *
+    from {{ ref('fct_access_hourly') }}
+    where opens > 0
+    {% endif %}
 ),
 
 days as (
@@ -66,12 +76,17 @@ profiles as (
         count(distinct before.local_date) as days_before,
         array_agg(distinct before.local_hour) as usual_hours
     from days
-    inner join {{ ref('fct_access_hourly') }} as before
-        on
-            days.device_id = before.device_id
-            and days.local_date > before.local_date
-            and days.local_date - 28 <= before.local_date
-    where before.opens > 0
+    cross join
+        lateral (
+            select *
+            from {{ ref('fct_access_hourly') }} as candidates
+            where
+                candidates.device_id = days.device_id
+                and candidates.local_date >= days.local_date - 28
+                and candidates.local_date < days.local_date
+                and candidates.opens > 0
+            offset 0
+        ) as before
     group by days.device_id, days.local_date
     having sum(before.opens) >= 50 and count(distinct before.local_date) >= 14
 ),

@@ -5,7 +5,11 @@
         materialized='incremental',
         incremental_strategy='replace_touched',
         unique_key=['device_id', 'started_at'],
-        indexes=[{'columns': ['ended_at']}, {'columns': ['source_ingested_at']}],
+        indexes=[
+            {'columns': ['ended_at']},
+            {'columns': ['device_id', 'ended_at']},
+            {'columns': ['source_ingested_at']},
+        ],
         pre_hook='{{ begin_run() }}',
         post_hook='{{ remember_run() }}'
     )
