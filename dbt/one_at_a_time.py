@@ -2,7 +2,7 @@
 
 Takes what `dbt` takes and exits as `dbt` does. Two runs at once fail each other: each makes the views anew, and what
 rests on an old one vanishes with it while the other reads it. So this takes a lock in the database first, and waits
-for another run to end, two minutes at most. The lock is that of a connection which stays open until this process ends,
+for another run to end, 90 s at most. The lock is that of a connection which stays open until this process ends,
 however it ends: nothing is left behind by one that was killed. A plain `dbt` does not ask for it.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import psycopg2
 from dbt.cli.main import cli
 
-WAIT_S = 120
+WAIT_S = 90
 # "dbt" and a number, in the space of locks of two numbers; the models' own locks are of one
 LOCK = (0x646274, 1)
 # as in profiles.yml; libpq reads its other variables itself

@@ -15,6 +15,7 @@ The log of `dbt_run` and the line of `complete` name it in dbt's words: `WARN` f
 A run that fails changes nothing that the next one does not repair: each model is written in one transaction, and what
 it has seen with it. So a failed run needs no cleaning up; clear it, or wait for the next slot. A task is tried twice,
 and all attempts of a run end before the next slot of `*/15`; with a shorter schedule a slot may pass while they last.
+The first run over a long history may need more than the four and a half minutes that `dbt_run` has: make it by hand.
 
 One run at a time: here by `max_active_runs`, and with what is run elsewhere by a lock in the database. By hand use
 `python dbt/one_at_a_time.py build --selector models`, which waits for a run of this DAG, and this DAG for it. A plain
@@ -96,8 +97,8 @@ def alert(context: dict[str, Any]) -> None:
         log.error("ALERT_WEBHOOK_URL did not take the alert: %s", type(failure).__name__)
 
 
-def dbt(task_id: str, command: str) -> BashOperator:
-    """Calls of dbt. Two attempts of both tasks end within the interval of the schedule."""
+def dbt(task_id: str, command: str, minutes: float) -> BashOperator:
+    """Calls of dbt, of so many minutes at most. Two attempts of both tasks end within the interval of the schedule."""
     return BashOperator(
         task_id=task_id,
         bash_command=command,
@@ -105,7 +106,7 @@ def dbt(task_id: str, command: str) -> BashOperator:
         append_env=True,
         retries=1,
         retry_delay=timedelta(seconds=20),
-        execution_timeout=timedelta(minutes=3),
+        execution_timeout=timedelta(minutes=minutes),
     )
 
 
@@ -121,8 +122,8 @@ def dbt(task_id: str, command: str) -> BashOperator:
     tags=["smart-access", "dbt"],
 )
 def smart_access_streaming_pipeline() -> None:
-    dbt_run = dbt("dbt_run", RUN)
-    dbt_test = dbt("dbt_test", TEST)
+    dbt_run = dbt("dbt_run", RUN, minutes=4.5)
+    dbt_test = dbt("dbt_test", TEST, minutes=2)
 
     @task
     def complete(run: str, test: str) -> str:
