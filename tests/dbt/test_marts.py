@@ -221,6 +221,59 @@ def test_events_of_one_time_are_in_the_order_of_their_ids(dbt: Dbt, warehouse: A
     assert [row["state"] for row in states] == ["closed", "open"]
 
 
+def test_what_is_at_a_threshold_is_counted_as_the_definition_says(dbt: Dbt, warehouse: Any) -> None:
+    """Just at it and just beyond it: five failures in 600 s, a door open for 120 and 600 s, rows that come after 120 s,
+    reports 75 s apart, silences of 900 s, charges that fall by 10 and rise by 20 points, signals at a band's edge."""
+    at = datetime(2026, 5, 4, 12, tzinfo=UTC)
+
+    def after(seconds: float) -> datetime:
+        return at + timedelta(seconds=seconds)
+
+    for name, more in (("at", 0.0), ("beyond", 0.001)):
+        send(warehouse, f"fails {name}", [after(150 * number) for number in range(4)], "fail", reports=False)
+        send(warehouse, f"fails {name}", [after(600 + more)], "fail", reports=False)
+        for limit in (120, 600):
+            send(warehouse, f"open {limit} {name}", [at], "open", reports=False)
+            send(warehouse, f"open {limit} {name}", [after(limit + more)], "close", reports=False)
+        send(warehouse, f"late {name}", [at], arrives_after=120 + more)
+        for limit in (75, 900):
+            send(warehouse, f"silent {limit} {name}", [at, after(limit + more)], "close")
+    for name, charges in {
+        "fell 10": [50, 40],
+        "fell 9.5": [50, 40.5],
+        "rose 20": [50, 70],
+        "rose 19.5": [50, 69.5],
+    }.items():
+        for number, charge in enumerate(charges):
+            send(
+                warehouse,
+                name,
+                [after(86400 * number)],
+                "close",
+                battery_pct=charge,
+                signal_strength_dbm=-85 + 18 * number,
+            )
+    run(dbt)
+    assert_marts_are_right(warehouse)
+
+    def devices(query: str) -> list[str]:
+        return [row["device_id"] for row in read(warehouse, f"SELECT device_id FROM marts.{query} ORDER BY 1")]  # noqa: S608
+
+    assert devices("fct_anomalies WHERE rule = 'failed_burst'") == ["fails at"]
+    assert devices("fct_open_sessions WHERE left_open = 'warn'") == ["open 120 beyond", "open 600 at"]
+    assert devices("fct_anomalies WHERE rule = 'left_open' AND NOT is_open") == ["open 600 beyond"]
+    assert devices("fct_access_events WHERE is_late") == ["late beyond"]
+    assert devices("fct_offline_sessions WHERE duration_seconds < 76") == ["silent 75 beyond"]
+    assert devices("fct_anomalies WHERE rule = 'silent' AND NOT is_open AND evidence ->> 'seconds' LIKE '900%'") == [
+        "silent 900 at",
+        "silent 900 beyond",
+    ]
+    assert devices("fct_anomalies WHERE rule = 'battery_cliff'") == ["fell 10"]
+    assert devices("fct_battery_forecast WHERE replaced_on IS NOT NULL") == ["rose 20"]
+    bands = read(warehouse, "SELECT DISTINCT signal_median_dbm, signal_band FROM marts.fct_device_health_hourly")
+    assert {row["signal_median_dbm"]: row["signal_band"] for row in bands} == {None: None, -85: "weak", -67: "good"}
+
+
 def execute(warehouse: Any, statement: str) -> None:
     with warehouse.cursor() as cursor:
         cursor.execute(statement)
@@ -240,9 +293,17 @@ def register(
 
 
 def send(
-    warehouse: Any, device_id: str, times: list[datetime], kind: str = "open", event_id: str = "", reports: bool = True
+    warehouse: Any,
+    device_id: str,
+    times: list[datetime],
+    kind: str = "open",
+    *,
+    event_id: str = "",
+    reports: bool = True,
+    arrives_after: float = 0,
+    **measured: float,
 ) -> None:
-    """An event at each of the times and, with `reports`, a health report; they arrive at once."""
+    """An event at each of the times and, with `reports`, a health report that says online."""
     events = [
         {
             "event_id": event_id or str(uuid.uuid4()),
@@ -250,9 +311,11 @@ def send(
             "event_ts": at,
             "event_type": kind,
             "trigger_source": "app",
-            "ingested_at": at,
+            "ingested_at": at + timedelta(seconds=arrives_after),
         }
         for at in times
     ]
-    health = [{"device_id": device_id, "reported_at": at, "is_online": True, "ingested_at": at} for at in times]
+    health = [
+        {"device_id": device_id, "reported_at": at, "is_online": True, "ingested_at": at, **measured} for at in times
+    ]
     random_history.Slice(events=events, reports=health if reports else []).store(warehouse)
