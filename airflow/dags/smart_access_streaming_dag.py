@@ -50,23 +50,22 @@ PROJECT = Path(__file__).resolve().parents[2] / "dbt"
 ENVIRONMENT = {
     "DBT_PROJECT_DIR": os.environ.get("DBT_PROJECT_DIR") or str(PROJECT),
     "DBT_PROFILES_DIR": os.environ.get("DBT_PROFILES_DIR") or str(PROJECT),
-    # dbt stands beside the interpreter in a virtual environment, elsewhere on the PATH in an image
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
 }
-
-
-DBT = 'python "$DBT_PROJECT_DIR/one_at_a_time.py" --no-use-colors'
+# By Airflow's own interpreter, not by the PATH: a task's bash may read ~/.bashrc, as its standard input is a socket,
+# and find another python or dbt there
+DBT = f"'{sys.executable}' -m dbt.cli.main --no-use-colors"
+ONE_AT_A_TIME = f"'{sys.executable}' \"$DBT_PROJECT_DIR/one_at_a_time.py\" --no-use-colors"
 # Of dbt's lines on freshness, the names and states that are not PASS. It fails where one is stale; where it fails and
 # names none, it could not look. The last line is the task's result.
 RUN = rf"""set -eo pipefail
 otherwise=fresh
-said=$(dbt --no-use-colors source freshness | tee /dev/stderr) || otherwise=unknown
+said=$({DBT} source freshness | tee /dev/stderr) || otherwise=unknown
 named=$(sed -nE 's/.* (WARN|ERROR STALE|ERROR) freshness of raw\.([a-z_]+) .*/\2 \1/p' <<< "$said" | sort | paste -sd ,)
-result=$({DBT} build --selector models | tee /dev/stderr | tail -n 1)
+result=$({ONE_AT_A_TIME} build --selector models | tee /dev/stderr | tail -n 1)
 echo "$result; sources: ${{named:-$otherwise}}"
 """
 # unit tests prove the models' logic where it is changed; on live rows they would prove it again and again
-TEST = f"{DBT} test --exclude-resource-type unit_test"
+TEST = f"{ONE_AT_A_TIME} test --exclude-resource-type unit_test"
 WEBHOOK_TIMEOUT_S = 10
 
 log = logging.getLogger(__name__)

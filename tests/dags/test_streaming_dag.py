@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -87,6 +88,7 @@ def run_dag(database: dict[str, str], monkeypatch: pytest.MonkeyPatch, folder: P
         monkeypatch.setenv(name, value)
     for name in ("DBT_PROJECT_DIR", "DBT_PROFILES_DIR", "DBT_SCHEMA"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", os.defpath)  # no dbt, no python of the project's there
     dag = streaming_dag()
     for task in dag.tasks:
         task.retries = 0
