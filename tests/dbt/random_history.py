@@ -82,6 +82,7 @@ def histories(seeds: Iterable[int], is_restless: bool, slices: int = 4) -> list[
     first = chance.uniform(0.5, 0.85)  # of all time
     shares = [first, *sorted(chance.uniform(first, 1) for _ in range(slices - 2)), 1]
     cuts = [START + share * timedelta(days=DAYS) for share in shares]
+    cuts[2] = min(cuts[2], cuts[1] + timedelta(minutes=chance.uniform(5, 90)))  # a short slice: much goes on beyond it
     made = [Slice() for _ in cuts]
     for seed in seeds:
         Fleet(seed, cuts, is_restless).send(made)
@@ -111,6 +112,12 @@ class Fleet:
         self.is_restless = is_restless
         self.devices = [f"lock {number} of {seed}" for number in range(1, 6)]
         self.households = [f"home {number} of {seed}" for number in range(1, 4)]
+        # Devices that fall silent for good, and devices whose first report comes long after the first event
+        self.last_event_at = {each: self.chance.choice([*self.cuts, self.cuts[-1]]) for each in self.devices}
+        self.last_report_at = {each: self.chance.choice([*self.cuts, self.cuts[-1]]) for each in self.devices}
+        self.first_report_at = {
+            each: self.cuts[0] - self.chance.choice([DAYS, DAYS, 5, -0.5]) * timedelta(days=1) for each in self.devices
+        }
         self.ahead = {self.devices[3]: timedelta(seconds=self.chance.choice([0, 90, 400, 9000]))}
 
     def send(self, slices: list[Slice]) -> None:
@@ -161,6 +168,8 @@ class Fleet:
     def events(self, device_id: str) -> Iterable[Row]:
         ahead = self.ahead.get(device_id, timedelta(0))
         for at, kind in self.moves(device_id):
+            if at > self.last_event_at[device_id]:
+                continue
             yield {
                 "event_id": str(uuid.UUID(int=self.chance.getrandbits(128))),
                 "device_id": device_id,
@@ -180,7 +189,7 @@ class Fleet:
             for _ in range(self.chance.choice([0, 0, 1] if is_creature_of_habit else [0, 1, 2, 3])):
                 yield from self.episode(start + self.seconds(0, 86400))
         for cut in self.cuts:  # something is going on while dbt runs
-            if self.chance.random() < 0.7:
+            if self.chance.random() < 0.6:
                 yield from self.episode(cut - self.seconds(0, 900))
         if self.chance.random() < 0.5:
             yield datetime(2000, 1, 1, 0, 0, 7, tzinfo=UTC), self.chance.choice(["open", "fail"])
@@ -216,9 +225,11 @@ class Fleet:
         drain = self.chance.choice([0.01, 0.5, 2, 6])
         charge = self.chance.uniform(20, 100)
         replaced_at = START + self.seconds(0, 1.5 * DAYS * 86400)
-        fell_at = [START + self.seconds(0, DAYS * 86400) for _ in range(2)]
+        fell_at = [START + self.seconds(0, DAYS * 86400) for _ in range(4)]
         signal = self.chance.uniform(-90, -45)
         for at, is_online, arrival in self.samples():
+            if not self.first_report_at[device_id] <= at <= self.last_report_at[device_id]:
+                continue
             level = charge - drain * (at - START) / timedelta(days=1)
             level -= 18 * sum(at > fall for fall in fell_at)
             if at > replaced_at:
@@ -239,7 +250,9 @@ class Fleet:
         for cut in self.cuts:  # many are heard until dbt runs
             if self.chance.random() < 0.7:
                 counts.append(self.chance.randrange(4, 70))
-                spells.append(cut - counts[-1] * timedelta(seconds=30) - self.seconds(0, 60))
+                spells.append(
+                    cut - counts[-1] * timedelta(seconds=30) - self.seconds(0, self.chance.choice([60, 2400]))
+                )
         for at, count in zip(spells, counts, strict=True):
             is_flaky = self.chance.random() < 0.3
             is_online = self.chance.random() < 0.8

@@ -331,7 +331,7 @@ class Marts:
         online = [place for place, row in enumerate(reports) if row["is_online"]]
         if not online or online[0] > 0:  # offline from its first report on
             yield self.silence(device_id, reports, 0, online[0] if online else None)
-        for here, there in zip(online, [*online[1:], None], strict=True):
+        for here, there in zip(online, [*online, None][1:], strict=True):
             if there is not None:
                 is_silent = there > here + 1 or reports[there]["at"] - reports[here]["at"] > SILENT_AFTER
             else:

@@ -1,12 +1,14 @@
 with registry as (
     select
-        household_id,
-        region,
-        time_zone,
-        is_deleted,
-        updated_at
-    from {{ ref('households_history') }}
-    where dbt_valid_to is null
+        history.household_id,
+        history.region,
+        history.time_zone,
+        history.is_deleted,
+        -- an entry that only repeats the last one makes no version, but is the registry's newest
+        entries.updated_at
+    from {{ ref('households_history') }} as history
+    inner join {{ ref('stg_households') }} as entries on history.household_id = entries.household_id
+    where history.dbt_valid_to is null
 ),
 
 named as (
