@@ -53,6 +53,11 @@
     {{ return("timestamptz '" ~ (found or '-infinity') ~ "'") }}
 {% endmacro %}
 
+{#- As a snapshot's pre-hook, in its transaction: the later of two at once waits, or both would add the same version. -#}
+{% macro take_lock() %}
+    select pg_advisory_xact_lock(hashtext('dbt {{ this.schema }}.{{ this.identifier }}'))
+{% endmacro %}
+
 {#-
   As a pre-hook, in the model's transaction: takes the model's lock, so that of two runs at once the later one waits, and
   notes what the model is about to see: of the raw tables all up to the data clock, of other models what those have seen.

@@ -7,7 +7,8 @@
         unique_key='device_id',
         strategy='check',
         check_cols=['household_id', 'device_type', 'model', 'firmware_version', 'installed_at', 'is_deleted'],
-        updated_at='ingested_at'
+        updated_at='ingested_at',
+        pre_hook='{{ take_lock() }}'
     )
 }}
 

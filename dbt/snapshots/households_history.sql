@@ -6,7 +6,8 @@
         unique_key='household_id',
         strategy='check',
         check_cols=['region', 'time_zone', 'is_deleted'],
-        updated_at='ingested_at'
+        updated_at='ingested_at',
+        pre_hook='{{ take_lock() }}'
     )
 }}
 

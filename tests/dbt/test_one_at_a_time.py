@@ -16,7 +16,30 @@ import pipeline_settings
 from pipeline_settings import POSTGRES_DEFAULTS, ROOT
 
 SCRIPT = ROOT / "dbt/one_at_a_time.py"
+PLAIN = [sys.executable, "-c", "from dbt.cli.main import cli; cli()"]
 BUILD = ["build", "--selector", "models"]
+
+
+MORE_ROWS = """
+    INSERT INTO raw_households (household_id, region, timezone, updated_at)
+    SELECT 'h' || n, 'r' || trunc(random() * 5), 'Europe/Berlin', now() FROM generate_series(0, 9) AS n
+    ON CONFLICT (household_id)
+    DO UPDATE SET region = excluded.region, updated_at = now(), ingested_at = now();
+
+    INSERT INTO raw_devices (device_id, household_id, firmware_version, updated_at)
+    SELECT 'd' || n, 'h' || n / 3, random(), now() FROM generate_series(0, 29) AS n
+    ON CONFLICT (device_id)
+    DO UPDATE SET firmware_version = excluded.firmware_version, updated_at = now(), ingested_at = now();
+
+    INSERT INTO raw_access_events (event_id, device_id, event_ts, event_type, trigger_source)
+    SELECT gen_random_uuid(), 'd' || trunc(random() * 30), now() - random() * interval '3 days',
+           (array['open', 'close', 'fail'])[1 + trunc(random() * 3)], 'app'
+    FROM generate_series(1, 500);
+
+    INSERT INTO raw_device_health (device_id, reported_at, battery_pct, signal_strength_dbm, is_online)
+    SELECT 'd' || trunc(random() * 30), now() - random() * interval '3 days', random() * 100, -60, random() > 0.1
+    FROM generate_series(1, 500)
+"""
 
 
 def execute(warehouse: Any, statement: str) -> list[tuple[Any, ...]]:
@@ -37,6 +60,16 @@ def start(command: list[str], target: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "DBT_TARGET_PATH": os.environ["DBT_TARGET_PATH"] + target}
     both = subprocess.STDOUT
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=both, text=True, cwd="/")
+
+
+def all_rows(warehouse: Any) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of what the models make, as text, in an order of its own."""
+    tables = execute(
+        warehouse,
+        """SELECT format('%I.%I', table_schema, table_name) FROM information_schema.tables
+           WHERE table_schema IN ('marts', 'intermediate', 'staging') AND table_name <> 'model_watermarks'""",
+    )
+    return {name: execute(warehouse, f"SELECT t::text FROM {name} AS t ORDER BY 1") for (name,) in tables}  # noqa: S608
 
 
 def test_the_defaults_are_those_of_the_scripts() -> None:
@@ -76,3 +109,19 @@ def test_a_server_that_does_not_answer_is_told(dbt: Any, monkeypatch: pytest.Mon
     monkeypatch.setenv("PGDATABASE", "nowhere")
     with pytest.raises(SystemExit, match=r'no lock, so no dbt: .*"nowhere" does not exist'):
         runpy.run_path(str(SCRIPT))["main"]()
+
+
+def test_plain_runs_at_once_may_fail_and_the_next_run_equals_a_full_refresh(dbt: Any, warehouse: Any) -> None:
+    execute(warehouse, MORE_ROWS)
+    assert dbt(*BUILD).success
+    for _ in range(2):
+        execute(warehouse, MORE_ROWS)
+        runs = [start([*PLAIN, *BUILD], name) for name in "ab"]
+        execute(warehouse, MORE_ROWS)
+        for run in runs:
+            run.communicate(timeout=120)
+    assert dbt(*BUILD).success
+    found = all_rows(warehouse)
+    assert len(found["marts.fct_access_events"]) == 2500
+    assert dbt(*BUILD, "--full-refresh").success
+    assert all_rows(warehouse) == found
