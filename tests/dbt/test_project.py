@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import psycopg2.errors
 import pytest
 import yaml
 
@@ -28,24 +29,24 @@ def test_on_empty_tables_one_build_makes_every_model_and_passes_every_test_and_u
     assert {("model", "success"), ("test", "pass"), ("unit_test", "pass")} <= outcomes
 
 
-def test_a_row_that_breaks_the_key_of_a_mart_is_found(dbt: Dbt, warehouse: Any) -> None:
-    assert dbt("run").success
-    execute(warehouse, "ALTER TABLE marts.fct_device_daily_summary DROP CONSTRAINT fct_device_daily_summary_pkey")
-    execute(
-        warehouse,
-        """INSERT INTO marts.fct_device_daily_summary
-               (device_id, time_zone, opens, closes, fails, health_reports, local_date, source_ingested_at)
-           SELECT 'lock', 'UTC', 0, 0, 0, 0, '2026-05-04', now() FROM generate_series(1, 2)""",
-    )
-    failed = [each.node.name for each in dbt("test").result if each.status == "fail"]
-    assert failed == ["unique_combination_fct_device_daily_summary_device_id__local_date"]
+def test_a_row_that_breaks_the_key_or_a_value_of_a_mart_is_refused(dbt: Dbt, warehouse: Any) -> None:
+    assert dbt("build", "--selector", "models").success
+    row = """INSERT INTO marts.fct_triggers_daily
+                 (household_id, trigger_source, event_type, events, share, local_date, source_ingested_at)
+             SELECT 'home', 'app', %s, 1, 1, '2026-05-04', now() FROM generate_series(1, %s)"""
+    for event_type, count, refusal in (
+        ("open", 2, psycopg2.errors.UniqueViolation),
+        ("opened", 1, psycopg2.errors.CheckViolation),
+    ):
+        with pytest.raises(refusal), warehouse.cursor() as cursor:
+            cursor.execute(row, (event_type, count))
 
 
 def test_a_database_without_the_raw_tables_gets_the_next_step_told(
     dbt: Dbt, warehouse: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     execute(warehouse, "DROP TABLE raw_households")
-    result = dbt("run")
+    result = dbt("build", "--selector", "models")
     assert not result.success
     said = capsys.readouterr().out
     assert "lacks raw_households: start the consumer once (python streaming/kafka_consumer.py)" in said
@@ -67,7 +68,7 @@ def test_a_stream_that_fell_silent_is_stale(dbt: Dbt, warehouse: Any) -> None:
 
 
 def test_the_marts_carry_their_descriptions_into_the_database(dbt: Dbt, warehouse: Any) -> None:
-    assert dbt("run").success
+    assert dbt("build", "--selector", "models").success
     with warehouse.cursor() as cursor:
         cursor.execute("SELECT obj_description('marts.fct_device_daily_summary'::regclass)")
         (description,) = cursor.fetchone()
