@@ -221,6 +221,39 @@ def test_events_of_one_time_are_in_the_order_of_their_ids(dbt: Dbt, warehouse: A
     assert [row["state"] for row in states] == ["closed", "open"]
 
 
+def test_a_first_report_that_arrives_late_has_the_device_observed_from_then_on(dbt: Dbt, warehouse: Any) -> None:
+    at = datetime(2026, 5, 4, 12, 30, tzinfo=UTC)
+    send(warehouse, "lock", [at, at + timedelta(minutes=5)])
+    send(warehouse, "other", [at + timedelta(days=2)])
+    run(dbt)
+    expected = "SELECT reports_expected FROM marts.fct_device_health_hourly WHERE hour_starts_at = '2026-05-04 12:00Z'"
+    assert read(warehouse, expected) == [{"reports_expected": 60}]
+
+    send(warehouse, "lock", [at - timedelta(days=1)], arrives_after=4 * 86400)
+    run(dbt)
+    assert read(warehouse, expected) == [{"reports_expected": 120}]
+    assert_marts_are_right(warehouse)
+
+
+def test_a_former_household_that_changes_its_time_zone_takes_the_events_of_its_time_along(
+    dbt: Dbt, warehouse: Any
+) -> None:
+    at = datetime(2026, 5, 4, 23, tzinfo=UTC)  # one o'clock on the next day in Berlin
+    register(warehouse, "lock", household_id="old home", timezone="Europe/Berlin")
+    send(warehouse, "lock", [at])
+    run(dbt)
+    register(warehouse, "lock", household_id="new home", timezone="UTC", updated_at=at + timedelta(days=1))
+    run(dbt)
+    days = "SELECT household_id, local_date FROM marts.fct_triggers_daily"
+    assert read(warehouse, days) == [{"household_id": "old home", "local_date": date(2026, 5, 5)}]
+
+    told = {"household_id": "old home", "updated_at": at + timedelta(days=2), "ingested_at": at + timedelta(days=2)}
+    random_history.store(warehouse, "raw_households", [{**told, "timezone": "America/New_York"}], key="household_id")
+    run(dbt)
+    assert read(warehouse, days) == [{"household_id": "old home", "local_date": date(2026, 5, 4)}]
+    assert_marts_are_right(warehouse)
+
+
 def test_what_is_at_a_threshold_is_counted_as_the_definition_says(dbt: Dbt, warehouse: Any) -> None:
     """Just at it and just beyond it: five failures in 600 s, a door open for 120 and 600 s, rows that come after 120 s,
     reports 75 s apart, silences of 900 s, charges that fall by 10 and rise by 20 points, signals at a band's edge."""
@@ -316,6 +349,13 @@ def send(
         for at in times
     ]
     health = [
-        {"device_id": device_id, "reported_at": at, "is_online": True, "ingested_at": at, **measured} for at in times
+        {
+            "device_id": device_id,
+            "reported_at": at,
+            "is_online": True,
+            "ingested_at": at + timedelta(seconds=arrives_after),
+            **measured,
+        }
+        for at in times
     ]
     random_history.Slice(events=events, reports=health if reports else []).store(warehouse)
