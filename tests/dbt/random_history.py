@@ -92,8 +92,9 @@ def histories(seeds: Iterable[int], is_restless: bool, slices: int = 4) -> list[
 
 def commit_some_late(chance: random.Random, slices: list[Slice]) -> None:
     """Some rows began up to a minute before the newest that the last run saw, and were committed after it."""
+    clock = START
     for before, after in pairwise(slices):
-        clock = max(row["ingested_at"] for row in before.events + before.reports)
+        clock = max([clock, *(row["ingested_at"] for row in before.events + before.reports)])
         rows = after.events + after.reports
         for row in chance.sample(rows, min(len(rows), 12)):
             row["ingested_at"] = clock - timedelta(seconds=chance.uniform(0, SLOW_COMMIT_S))
