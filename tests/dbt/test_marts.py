@@ -28,7 +28,7 @@ HISTORIES = [
     ((16, 17, 18, 19), QUIET),
 ]
 # Devices that moved to another zone within an hour, which then had the day of one home and the hour of the other
-FOUND_FAULTS = [((1001, 1016, 1022), CHANGING)]
+FOUND_FAULTS = [((1024, 1025, 1026), CHANGING)]
 
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
