@@ -233,7 +233,7 @@ def show_marts() -> None:
         st.subheader(MARTS_TITLE)
         st.info(
             "**dbt has not run yet.** Enable the DAG `smart_access_streaming_pipeline` in Airflow, or run it here:\n\n"
-            "    dbt build --selector models --project-dir dbt --profiles-dir dbt"
+            "    python dbt/one_at_a_time.py build --selector models"
         )
         return
     st.subheader(MARTS_TITLE)

@@ -53,9 +53,14 @@
     {{ return("timestamptz '" ~ (found or '-infinity') ~ "'") }}
 {% endmacro %}
 
-{#- As a snapshot's pre-hook, in its transaction: the later of two at once waits, or both would add the same version. -#}
+{#- The relation's own lock until its transaction ends: of two runs at once the later one waits. -#}
+{% macro own_lock() -%}
+    pg_advisory_xact_lock(hashtext('dbt {{ this.schema }}.{{ this.identifier }}'))
+{%- endmacro %}
+
+{#- As a snapshot's pre-hook, in its transaction: two at once would both add the same version. -#}
 {% macro take_lock() %}
-    select pg_advisory_xact_lock(hashtext('dbt {{ this.schema }}.{{ this.identifier }}'))
+    select {{ own_lock() }}
 {% endmacro %}
 
 {#-
@@ -71,7 +76,7 @@
         {% endif %}
     {% endfor %}
     select
-        pg_advisory_xact_lock(hashtext('dbt {{ this.schema }}.{{ this.identifier }}')),
+        {{ own_lock() }},
         set_config('smart_access.data_clock_at', coalesce(cast(seen.data_clock_at as text), ''), true),
         set_config('smart_access.noticed_at', coalesce(cast(seen.noticed_at as text), ''), true)
     from (
