@@ -14,7 +14,7 @@ ONE_LINE_EVERY = 10.0  # seconds
 
 
 class OneInAWhile(logging.Filter):
-    """Lets one of the client's warnings through every ten seconds, without its traceback."""
+    """Lets one of the client's warnings through every ten seconds, without its traceback; none of a closed connection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,6 +23,9 @@ class OneInAWhile(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if not record.name.startswith("kafka"):
             return True
+        # A read that met its connection's closing. That the other side closed one is told before, and not so
+        if "(closed)>" in record.getMessage():
+            return False
         if time.monotonic() < self._next:
             return False
         self._next = time.monotonic() + ONE_LINE_EVERY
