@@ -14,7 +14,7 @@ ONE_LINE_EVERY = 10.0  # seconds
 
 
 class OneInAWhile(logging.Filter):
-    """Lets one of the client's warnings through every ten seconds, without its traceback; none of a closed connection."""
+    """Lets one of the client's warnings through every ten seconds, without its traceback."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -165,3 +165,13 @@ def test_the_clients_complaints_come_one_in_a_while(monkeypatch: pytest.MonkeyPa
     assert [passes("kafka.net"), passes("kafka.cluster"), passes("producer")] == [True, False, True]
     now += kafka_log.ONE_LINE_EVERY
     assert passes("kafka.cluster")
+
+
+@pytest.mark.parametrize("kind", ["KafkaTCPTransport", "KafkaSSLTransport"])
+def test_a_read_of_a_closed_connection_is_no_news_and_hides_none(kind: str) -> None:
+    def passes(message: str) -> bool:
+        return sparing.filter(logging.LogRecord("kafka.net", logging.ERROR, "", 0, message, (), None))
+
+    sparing = kafka_log.OneInAWhile()
+    assert not passes(f"<{kind} [none] (closed)>: Error receiving network data closing socket")
+    assert passes(f"<{kind} [127.0.0.1:9092<-40000]>: socket disconnected")
