@@ -160,7 +160,9 @@ class KafkaBroker:
     def _format(self, properties: Path) -> None:
         """Gives the storage a cluster id, once in its life."""
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        command = [*self._java("format"), "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties)]
+        # one id in 64 begins with a hyphen and would be taken for an option, were it an argument of its own
+        settings = [f"--cluster-id={cluster_id}", f"--config={properties}"]
+        command = [*self._java("format"), "kafka.tools.StorageTool", "format", *settings]
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode != 0:
             raise ServerError(f"cannot format Kafka's storage: {(made.stderr or made.stdout).strip()}")

@@ -7,11 +7,12 @@ import socket
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from kafka.admin import KafkaAdminClient
 
-from local_servers import ServerError, kafka_jars
+from local_servers import ServerError, kafka_broker, kafka_jars
 from local_servers.kafka_broker import KafkaBroker
 from local_servers.postgres_server import PostgresServer
 
@@ -131,6 +132,15 @@ def test_kafka_keeps_its_topics_over_a_stop_and_a_kill(make_broker: Callable[...
     broker.start()
     assert topics_of(broker) == []
     assert cluster_of(broker) != cluster
+
+
+def test_kafka_starts_with_a_cluster_id_that_looks_like_an_option(
+    make_broker: Callable[..., KafkaBroker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(kafka_broker.uuid, "uuid4", lambda: UUID(bytes=b"\xf8" * 16))
+        broker = make_broker()
+    assert cluster_of(broker).startswith("-")
 
 
 def test_kafka_shows_the_end_of_its_log_when_it_cannot_start(make_broker: Callable[..., KafkaBroker]) -> None:
