@@ -67,7 +67,8 @@ def all_rows(warehouse: Any) -> dict[str, list[tuple[Any, ...]]]:
     tables = execute(
         warehouse,
         """SELECT format('%I.%I', table_schema, table_name) FROM information_schema.tables
-           WHERE table_schema IN ('marts', 'intermediate', 'staging') AND table_name <> 'model_watermarks'""",
+           WHERE table_schema IN ('marts', 'intermediate', 'staging')
+             AND table_name NOT IN ('model_watermarks', 'dbt_runs')""",
     )
     return {name: execute(warehouse, f"SELECT t::text FROM {name} AS t ORDER BY 1") for (name,) in tables}  # noqa: S608
 

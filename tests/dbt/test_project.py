@@ -45,7 +45,7 @@ def test_a_row_that_breaks_the_key_or_a_value_of_a_mart_is_refused(dbt: Dbt, war
 def test_a_database_without_the_raw_tables_gets_the_next_step_told(
     dbt: Dbt, warehouse: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    execute(warehouse, "DROP TABLE raw_households")
+    execute(warehouse, "DROP TABLE raw_households CASCADE")
     result = dbt("build", "--selector", "models")
     assert not result.success
     said = capsys.readouterr().out

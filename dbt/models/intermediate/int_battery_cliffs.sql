@@ -1,4 +1,5 @@
--- Recomputed are, of each device with a new or changed hour, the cliffs from the hour with a reading before it on.
+-- Recomputed are, of each device with a new or changed hour, the cliffs from the hour with a reading before it on, or
+-- from 24 hours before, as an older reading makes no cliff (and a device on the mains has none to be looked for).
 {{
     config(
         materialized='incremental',
@@ -42,10 +43,11 @@ starts as (
                 from {{ ref('fct_device_health_hourly') }} as hours
                 where
                     hours.device_id = earliest.device_id
+                    and hours.hour_starts_at >= earliest.hour_starts_at - interval '24 hours'
                     and hours.hour_starts_at < earliest.hour_starts_at
                     and hours.battery_last_pct is not null
             ),
-            '-infinity'
+            earliest.hour_starts_at - interval '24 hours'
         ) as starts_at
     from earliest
 ),

@@ -3,7 +3,11 @@
         materialized='incremental',
         incremental_strategy='replace_touched',
         unique_key=['device_id', 'hour_starts_at'],
-        indexes=[{'columns': ['device_id', 'local_date']}, {'columns': ['source_ingested_at']}],
+        indexes=[
+            {'columns': ['device_id', 'local_date', 'local_hour', 'opens']},
+            {'columns': ['hour_starts_at']},
+            {'columns': ['source_ingested_at']},
+        ],
         pre_hook='{{ begin_run() }}',
         post_hook='{{ remember_run() }}'
     )

@@ -6,7 +6,7 @@
         materialized='incremental',
         incremental_strategy='replace_touched',
         unique_key=['device_id', 'local_date'],
-        indexes=[{'columns': ['local_date']}],
+        indexes=[{'columns': ['local_date']}, {'columns': ['device_id', 'local_date', 'battery_last_pct']}],
         pre_hook='{{ begin_run() }}',
         post_hook='{{ remember_run() }}'
     )
@@ -68,18 +68,6 @@ touched as (
         device_id,
         '-infinity' as touched_from
     from ({{ changed_devices(seen('noticed_at')) }}) as changed
-    union all
-    -- its first report has only arrived now: it says from when on the device is observed
-    select
-        devices.device_id,
-        '-infinity' as touched_from
-    from devices
-    inner join {{ ref('fct_device_health_hourly') }} as hours
-        on
-            devices.device_id = hours.device_id
-            and devices.first_report_at >= hours.hour_starts_at
-            and devices.first_report_at < hours.hour_starts_at + interval '1 hour'
-    where hours.source_ingested_at > {{ seen('arrived_after') }}
 ),
 
 starts as (

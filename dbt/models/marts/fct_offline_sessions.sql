@@ -6,6 +6,7 @@
         incremental_strategy='replace_touched',
         unique_key=['device_id', 'started_at'],
         indexes=[
+            {'columns': ['started_at']},
             {'columns': ['ended_at']},
             {'columns': ['device_id', 'ended_at']},
             {'columns': ['source_ingested_at']},

@@ -9,6 +9,7 @@
             {'columns': ['device_id', 'opened_at', 'session_id']},
             {'columns': ['device_id', 'local_date']},
             {'columns': ['closed_at']},
+            {'columns': ['left_open', 'opened_at']},
             {'columns': ['source_ingested_at']},
         ],
         pre_hook='{{ begin_run() }}',

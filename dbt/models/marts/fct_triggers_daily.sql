@@ -3,6 +3,7 @@
         materialized='incremental',
         incremental_strategy='replace_touched',
         unique_key=['household_id', 'local_date', 'trigger_source', 'event_type'],
+        indexes=[{'columns': ['local_date']}],
         pre_hook='{{ begin_run() }}',
         post_hook='{{ remember_run() }}'
     )
