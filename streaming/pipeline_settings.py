@@ -155,7 +155,8 @@ def connect_postgres(application_name: str, **parameters: Any) -> Any:
 
 
 def apply_schema(connection: Any) -> None:
-    """Creates the tables that are missing. Two scripts that start at once take turns."""
+    """Creates the tables and views that are missing. Two scripts that start at once take turns."""
     with connection, connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext('smart-access schema'))")
-        cursor.execute((ROOT / "streaming/sql/schema.sql").read_text(encoding="utf-8"))
+        for name in ("schema.sql", "live_views.sql"):
+            cursor.execute((ROOT / "streaming/sql" / name).read_text(encoding="utf-8"))

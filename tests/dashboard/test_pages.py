@@ -1,102 +1,23 @@
-"""The dashboard's page on the real PostgreSQL: it shows what SQL says, and every lack has its next step."""
+"""Every page on the real PostgreSQL: it shows what SQL says, and the filters change it."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import pytest
-import streamlit as st
-from dbt.cli.main import dbtRunner
-from sqlalchemy.exc import DBAPIError
+from shown_fleet import PAGES, Fleet, Visit
 from streamlit.testing.v1 import AppTest
-
-import pipeline_settings
-from local_servers import free_port
-
-ANALYTICS = pipeline_settings.ROOT / "analytics"
-sys.path.append(str(ANALYTICS))
-import dashboard_queries as queries  # noqa: E402
-
-FLEET = """
-INSERT INTO raw_households (household_id, timezone, updated_at) VALUES ('h1', 'UTC', now());
-INSERT INTO raw_devices (device_id, household_id, updated_at, deleted_at) VALUES
-    ('online', 'h1', now(), NULL), ('offline', 'h1', now(), NULL), ('silent', 'h1', now(), NULL),
-    ('never heard of', 'h1', now(), NULL), ('deleted', 'h1', now(), now());
-INSERT INTO raw_device_health (device_id, reported_at, is_online, ingested_at) VALUES
-    ('online', now() - interval '10 seconds', true, now()), ('online', now() - interval '1 hour', false, now()),
-    ('offline', now() - interval '10 seconds', false, now()), ('offline', now() - interval '1 minute', true, now()),
-    ('silent', now() - interval '10 minutes', true, now() - interval '10 minutes'),
-    ('deleted', now() - interval '10 seconds', true, now());
-INSERT INTO raw_access_events (event_id, device_id, event_ts, event_type, trigger_source, ingested_at)
-SELECT gen_random_uuid(), 'online', at, (ARRAY['open', 'close', 'open', 'fail'])[1 + number % 4], 'app', at
-FROM generate_series(0, 59) AS number, LATERAL (SELECT now() - number * interval '30 minutes' AS at) AS ago;
-INSERT INTO dead_letters (topic, reason, detail, fate) VALUES
-    ('smart-access.events', 'bad_json', '', NULL), ('smart-access.events', 'bad_json', '', NULL),
-    ('smart-access.events', 'bad_json', '', 'replayed');
-INSERT INTO ingest_offsets (cluster_id, consumer_group, topic, partition, start_offset, next_offset, stored, dead)
-VALUES ('c', 'g', 'smart-access.events', 0, 10, 72, 60, 2), ('c', 'g', 'smart-access.events', 1, 0, 5, 5, 0);
-"""
-
-
-@pytest.fixture
-def connection(database: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    for name, value in database.items():
-        monkeypatch.setenv(name, value)
-    connection = pipeline_settings.connect_postgres("tests")
-    connection.autocommit = True
-    yield connection
-    connection.close()
-
-
-@pytest.fixture
-def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], AppTest]]:
-    """Opens the page as a first visitor would, with nothing cached."""
-    engines = []
-
-    def remember() -> Any:
-        engines.append(connect())
-        return engines[-1]
-
-    connect = queries.connect
-    monkeypatch.setattr(queries, "connect", remember)
-
-    def open_page() -> AppTest:
-        st.cache_data.clear()
-        st.cache_resource.clear()
-        page = AppTest.from_file(str(ANALYTICS / "streamlit_app.py"), default_timeout=30).run()
-        assert [error.value for error in page.exception] == []
-        return page
-
-    yield open_page
-    for engine in engines:
-        engine.dispose()
-
-
-def execute(connection: Any, statements: str) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(statements)
-
-
-def one_row(connection: Any, query: str) -> tuple[Any, ...]:
-    with connection.cursor() as cursor:
-        cursor.execute(query)
-        return cursor.fetchone()
-
-
-def run_dbt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    project = str(pipeline_settings.ROOT / "dbt")
-    folders = {"DBT_PROJECT_DIR": project, "DBT_PROFILES_DIR": project, "DBT_TARGET_PATH": str(folder)}
-    # dbt leaves its log file open, and pytest makes an error of that
-    for name, value in {**folders, "DBT_LOG_PATH": str(folder), "DBT_LOG_LEVEL_FILE": "none"}.items():
-        monkeypatch.setenv(name, value)
-    assert dbtRunner().invoke(["--quiet", "build", "--selector", "models"]).success
 
 
 def metrics(page: AppTest) -> dict[str, str]:
     return {metric.label: metric.value for metric in page.metric}
+
+
+def table(page: AppTest, column: str) -> pd.DataFrame:
+    """The first table with this column."""
+    return next(each.value for each in page.dataframe if column in each.value)
 
 
 def said(page: AppTest) -> str:
@@ -104,157 +25,238 @@ def said(page: AppTest) -> str:
     return "\n".join(element.value for kind in kinds for element in kind)
 
 
-def test_the_page_shows_what_sql_says(
-    connection: Any, open_page: Callable[[], AppTest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    execute(connection, FLEET)
-    run_dbt(tmp_path, monkeypatch)
-    page = open_page()
+def count(number: Any) -> str:
+    return f"{number:,}"
 
-    events, fails, opens = one_row(
-        connection,
-        """SELECT count(*), count(*) FILTER (WHERE event_type = 'fail'), count(*) FILTER (WHERE event_type = 'open')
-           FROM raw_access_events WHERE event_ts > now() - interval '24 hours'""",
-    )
-    assert events < 60  # the oldest are older than a day
-    assert metrics(page) == {
-        "Devices": "4",
-        "Online": "25%",
-        "Events, 24 h": str(events),
-        "Fail rate, 24 h": f"{fails / (fails + opens):.1%}",
-        "Dead letters": "2",
-    }
-    latest, ledger, worst = (table.value for table in page.dataframe)
+
+def test_overview(fleet: Fleet, visit: Visit) -> None:
+    page = visit(fleet.environment, **fleet.link())
+    shown = metrics(page)
+    devices, online = fleet.ask("""
+        SELECT count(*), count(*) FILTER (WHERE is_online AND reported_at > now() - interval '750 seconds')
+        FROM (SELECT DISTINCT ON (device_id) device_id, is_online, reported_at FROM raw_device_health
+              ORDER BY device_id, reported_at DESC) AS newest""").iloc[0]
+    assert shown["Devices online"] == f"{online}/{devices}"
+    assert online < devices
+    rate = """SELECT count(*) FILTER (WHERE event_type = 'fail')::float8
+                     / count(*) FILTER (WHERE event_type IN ('open', 'fail'))
+              FROM raw_access_events WHERE event_ts >= %(since)s AND event_ts < %(until)s"""
+    assert shown["Fail rate, 24 h"] == f"{fleet.value(rate):.1%}"
+    too_long = """SELECT count(*) FROM marts.fct_open_sessions
+                  WHERE status = 'still_open' AND now() - opened_at > interval '15 minutes'"""
+    assert shown["Open too long now"] == count(fleet.value(too_long)) == "1"
+    critical = "SELECT count(*) FROM marts.fct_anomalies WHERE is_open AND severity = 'critical'"
+    assert shown["Critical, going on"] == count(fleet.value(critical))
+    assert fleet.value(critical) >= 2
+    low = "SELECT count(*) FROM marts.fct_battery_forecast WHERE battery_pct <= 20 OR days_to_low <= 14"
+    assert shown["Batteries, 14 days"] == count(fleet.value(low))
+
+    by_type = """SELECT event_type, count(*) FROM raw_access_events
+                 WHERE event_ts >= %(since)s AND event_ts < %(until)s GROUP BY 1"""
+    events = dict(fleet.ask(by_type).itertuples(index=False))
+    assert f"{events['open']:,} open, {events['close']:,} close, {events['fail']:,} fail." in said(page)
+    latest = table(page, "seconds_to_row")
     assert len(latest) == 20
-    assert latest.event_ts.is_monotonic_decreasing
-    assert set(latest.household_id) == {"h1"}
-    assert ledger.to_dict("records") == [
-        {"topic": "smart-access.events", "partitions": 2, "consumed": 67, "stored": 65, "duplicates": 0, "dead": 2}
-        | {"gaps": 0, "balanced": True}
-    ]
-    assert worst[["device_id", "attempts", "fails"]].values.tolist() == [["online", 45, 15]]
-    assert worst.fail_rate.tolist() == pytest.approx([15 / 45])
-    assert "Live: data to" in said(page)
-    assert "Balanced" in page.success[0].value
-    assert "From the marts: data to" in said(page)
+    assert latest.happened.is_monotonic_decreasing
+    worst = table(page, "going_on")
+    assert 2 < len(worst) <= 10
+    assert set(worst.device_id[:2]) == {"left-open", "silent"}  # the only ones with something going on
 
 
-def test_the_range_changes_what_the_chart_counts(connection: Any, open_page: Callable[[], AppTest]) -> None:
-    execute(connection, FLEET)
-    counted = {}
-    for name, (span, width) in {"hour": ("1 hour", "1 minute"), "day": ("24 hours", "15 minutes")}.items():
-        engine = queries.connect()
-        rows = queries.fetch(engine, queries.EVENTS_OVER_TIME, {"span": span, "bin": width})
-        counted[name] = rows.groupby("event_type").events.sum().to_dict()
-        assert (rows.until - rows.since == width.replace("minutes", "min")).all()
-        engine.dispose()
-    assert counted == {"hour": {"open": 1, "close": 1}, "day": {"open": 24, "close": 12, "fail": 12}}
+def test_anomalies(fleet: Fleet, visit: Visit) -> None:
+    page = visit(fleet.environment, "anomalies", **fleet.link())
+    found = fleet.ask("""SELECT * FROM marts.fct_anomalies
+                         WHERE (is_open OR started_at >= %(since)s) AND started_at < %(until)s""")
+    shown = table(page, "anomaly_id")
+    assert set(shown.anomaly_id) == set(found.anomaly_id)
+    for severity in ("critical", "warning", "info"):
+        assert metrics(page)[severity.capitalize()] == count((found.severity == severity).sum())
+    burst = shown[shown.rule == "failed_burst"].iloc[0]
+    assert (burst.device_id, burst.severity, burst.evidence) == ("draining", "critical", "12 failures in 4 min")
 
-    page = open_page()
-    page.segmented_control[0].set_value("Last 24 hours").run()
-    assert [error.value for error in page.exception] == []
-    assert page.segmented_control[0].value == "Last 24 hours"
-
-
-def test_data_that_grows_old_is_delayed_and_then_stale(connection: Any, open_page: Callable[[], AppTest]) -> None:
-    execute(connection, FLEET)
-    for minutes, word in ((2, "Delayed: data to"), (10, "Stale: data to")):
-        for table, at in (("raw_access_events", "event_ts"), ("raw_device_health", "reported_at")):
-            execute(connection, f"DELETE FROM {table} WHERE {at} > now() - interval '{minutes} minutes'")  # noqa: S608
-        execute(
-            connection,
-            f"""INSERT INTO raw_device_health (device_id, reported_at, ingested_at, is_online)
-                SELECT 'online', at, at, true FROM (SELECT now() - interval '{minutes} minutes' AS at) AS ago""",  # noqa: S608
-        )
-        assert word in said(open_page())
+    page = visit(fleet.environment, "anomalies", **fleet.link(), severity="critical", rule="failed_burst")
+    assert list(table(page, "anomaly_id").rule) == ["failed_burst"]
+    page.toggle[0].set_value(True).run()
+    assert "None with these severities and rules." in said(page)
 
 
-def test_old_data_that_arrives_now_does_not_make_the_stream_look_older_than_it_is(
-    connection: Any, open_page: Callable[[], AppTest]
-) -> None:
-    execute(
-        connection,
-        """INSERT INTO raw_device_health (device_id, reported_at, ingested_at, is_online) VALUES
-               ('lock', now() - interval '7 minutes', now() - interval '7 minutes', true),
-               ('lock', now() - interval '3 hours', now(), true)""",
+def test_devices(fleet: Fleet, visit: Visit) -> None:
+    page = visit(fleet.environment, "devices", **fleet.link())
+    shown = table(page, "presence").set_index("device_id")
+    assert len(shown) == fleet.value("SELECT count(*) FROM marts.rpt_device_current")
+    assert (shown.loc["left-open", "presence"], shown.loc["left-open", "state"]) == ("online", "open")
+    assert (shown.loc["silent", "presence"], shown.loc["silent", "state"]) == ("offline", "unknown")
+
+
+@pytest.mark.parametrize(("device_id", "door"), [("left-open", "open"), ("silent", "unknown"), ("draining", "closed")])
+def test_one_device(fleet: Fleet, visit: Visit, device_id: str, door: str) -> None:
+    page = visit(fleet.environment, "devices", **fleet.link(), device=device_id)
+    assert page.selectbox(key="device").value == device_id
+    assert metrics(page)["Door"] == door
+    happened = fleet.value(
+        """SELECT count(*) FROM raw_access_events
+           WHERE device_id = %(device_id)s AND event_ts >= %(since)s AND event_ts < %(until)s""", device_id=device_id
+    )  # fmt: skip
+    assert len(table(page, "seconds_to_row")) == happened
+    assert "trouble · gate · Gate X · 1.0 · Nowhere · Asia/Kathmandu" in said(page)
+
+
+def test_a_device_that_nobody_knows(fleet: Fleet, visit: Visit) -> None:
+    assert "**No device gone** in the marts." in said(visit(fleet.environment, "devices", device="gone"))
+
+
+def test_households(fleet: Fleet, visit: Visit) -> None:
+    page = visit(fleet.environment, "households", **fleet.link())
+    shown = table(page, "opens").set_index("household_id")
+    found = fleet.ask("""
+        SELECT household_id, count(DISTINCT device_id) AS devices, sum(opens) AS opens, sum(fails) AS fails
+        FROM marts.fct_device_daily_summary JOIN marts.rpt_device_current USING (device_id)
+        WHERE local_date BETWEEN (%(since)s::timestamptz AT TIME ZONE 'UTC')::date
+                             AND (%(until)s::timestamptz AT TIME ZONE 'UTC')::date
+        GROUP BY 1""").set_index("household_id")
+    assert metrics(page)["Households"] == count(len(found)) == "9"
+    for name in ("devices", "opens", "fails"):
+        assert shown[name].to_dict() == found[name].astype(int).to_dict()
+
+
+def test_access(fleet: Fleet, visit: Visit) -> None:
+    page = visit(fleet.environment, "access", **fleet.link())
+    found = fleet.ask("""SELECT count(*) FILTER (WHERE event_type = 'open') AS opens,
+                                count(*) FILTER (WHERE event_type = 'close') AS closes,
+                                count(*) FILTER (WHERE event_type = 'fail') AS fails
+                         FROM raw_access_events WHERE event_ts >= %(since)s AND event_ts < %(until)s""").iloc[0]
+    shown = metrics(page)
+    assert [shown[name] for name in ("Opens", "Closes", "Fails")] == [count(found[name]) for name in found.index]
+    by_model = table(page, "sample").set_index("model")
+    assert by_model.fails.sum() == found.fails
+    assert by_model.attempts.sum() == found.opens + found.fails
+    assert by_model.loc["Gate X", "sample"] == "small sample"  # 12 failures and 2 or 3 opens
+    assert table(page, "trigger_source").share.sum() == pytest.approx(1)
+
+    page.segmented_control(key="by").set_value("region").run()
+    assert table(page, "sample").set_index("region").loc["Nowhere", "fails"] == 12
+
+
+def test_batteries(fleet: Fleet, visit: Visit) -> None:
+    page = visit(fleet.environment, "batteries")
+    found = fleet.ask("SELECT device_id, band FROM marts.fct_battery_forecast")
+    urgent = found[~found.band.isin(["later", "unknown"])]
+    shown = table(page, "days_to_empty")
+    assert set(shown.device_id) == set(urgent.device_id)
+    assert "draining" in set(shown.device_id)
+    assert shown.days_to_empty.dropna().is_monotonic_increasing
+    assert metrics(page)["Later"] == count((found.band == "later").sum())
+    assert (
+        len(table(visit(fleet.environment, "batteries", band="later"), "days_to_empty"))
+        == (found.band == "later").sum()
     )
-    assert "7 min behind" in said(open_page())
 
 
-def test_a_ledger_out_of_balance_is_an_error_that_names_the_topic(
-    connection: Any, open_page: Callable[[], AppTest]
+def test_connectivity(fleet: Fleet, visit: Visit) -> None:
+    page = visit(fleet.environment, "connectivity", **fleet.link())
+    uptime = """SELECT 1 - sum(offline_minutes) / sum(observed_minutes) FROM marts.fct_device_daily_summary
+                WHERE local_date BETWEEN (%(since)s::timestamptz AT TIME ZONE 'UTC')::date
+                                     AND (%(until)s::timestamptz AT TIME ZONE 'UTC')::date"""
+    assert metrics(page)["Uptime"] == f"{fleet.value(uptime):.2%}"
+    silent = set(fleet.ask("SELECT device_id FROM marts.fct_offline_sessions WHERE ended_at IS NULL").device_id)
+    assert set(table(page, "cause").device_id) == silent
+    assert "silent" in silent
+    assert table(page, "offline_minutes").uptime.is_monotonic_increasing
+
+
+def test_pipeline(fleet: Fleet, visit: Visit) -> None:
+    page = visit(fleet.environment, "pipeline")
+    assert "Balanced" in page.success[0].value
+    assert metrics(page) == {"Consumed": "67", "Stored": "65", "Duplicates": "0", "Dead": "2", "Gaps": "0"}
+    ledger = table(page, "balanced")
+    assert ledger[["partition", "consumed"]].values.tolist() == [[0, 62], [1, 5]]
+    assert "900 stored, 90 duplicate, 180 dead." in said(page)
+    dead = table(page, "unsettled").set_index("reason")
+    assert dead[["records", "unsettled"]].T.to_dict("list") == {"bad_json": [2, 2], "bad_time": [2, 1]}
+    runs = table(page, "command")
+    assert (runs.command[0], runs.result[0]) == ("build", "success")
+    assert "Worst p99:" in said(page)
+
+
+def number_of(page: AppTest, name: str) -> int:
+    """What of a page must be less for one household than for the fleet."""
+    if name == "overview":
+        return int(metrics(page)["Devices online"].split("/")[1])
+    columns = {"anomalies": "anomaly_id", "devices": "presence", "households": "opens", "batteries": "days_to_empty"}
+    if name in columns:
+        return len(table(page, columns[name]))
+    return int(metrics(page)["Opens"].replace(",", "")) if name == "access" else len(table(page, "offline_minutes"))
+
+
+@pytest.mark.parametrize("name", [page for page in PAGES if page != "pipeline"])
+@pytest.mark.parametrize(
+    "chosen", [{"household": "trouble"}, {"region": "Nowhere"}, {"device_type": "gate", "model": "Gate X"}], ids=str
+)
+def test_a_filter_changes_what_a_page_counts(fleet: Fleet, visit: Visit, name: str, chosen: dict[str, str]) -> None:
+    everything = visit(fleet.environment, name, **fleet.link())
+    page = visit(fleet.environment, name, **fleet.link(), **chosen)
+    assert 0 < number_of(page, name) < number_of(everything, name)
+    assert "Showing only" in said(page)
+    page.button[0].click().run()
+    assert number_of(page, name) == number_of(everything, name)
+
+
+def test_a_filter_that_fits_nothing_shows_nothing_and_not_everything(fleet: Fleet, visit: Visit) -> None:
+    page = visit(fleet.environment, "devices", region="Atlantis")
+    assert "**No device** fits these filters." in said(page)
+
+
+@pytest.mark.parametrize("name", ["overview", "anomalies", "devices"])
+def test_the_clock_can_be_the_households(fleet: Fleet, visit: Visit, name: str) -> None:
+    column = {"overview": "happened", "anomalies": "began", "devices": "seen"}[name]
+
+    def times(**more: str) -> pd.Series:
+        shown = table(visit(fleet.environment, name, **fleet.link(), household="trouble", **more), column)
+        return pd.to_datetime(shown.sort_values(column)[column]).reset_index(drop=True)
+
+    assert set(times(clock="local") - times()) == {pd.Timedelta(hours=5, minutes=45)}
+
+
+def test_the_urls_range_is_the_pages(fleet: Fleet, visit: Visit) -> None:
+    page = visit(fleet.environment, range="7d", clock="local", household="trouble")
+    assert page.selectbox(key="range").value == "7d"
+    assert page.multiselect(key="household").value == ["trouble"]
+    page.selectbox(key="range").set_value("1h").run()
+    assert {name: page.query_params[name] for name in page.query_params} == {
+        "range": "1h",
+        "clock": "local",
+        "household": "trouble",
+    }
+    page.selectbox(key="range").set_value("24h").run()
+    assert "range" not in page.query_params
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"range": "a year"}, {"clock": "moon"}, {"range": "custom", "from": "yesterday"}, {"severity": "awful"}],
+    ids=str,
+)
+def test_nonsense_in_the_url_is_ignored(fleet: Fleet, visit: Visit, parameters: dict[str, str]) -> None:
+    page = visit(fleet.environment, "anomalies", **parameters)
+    assert len(table(page, "anomaly_id"))
+
+
+def test_a_range_that_ends_before_it_begins_is_said(fleet: Fleet, visit: Visit) -> None:
+    page = visit(fleet.environment, range="custom", **{"from": "2026-01-02T00:00", "to": "2026-01-01T00:00"})
+    assert "**The range is empty**" in page.warning[0].value
+
+
+def test_hours_without_any_data_are_told_from_hours_without_events(
+    database: dict[str, str], visit: Visit, execute: Callable[[str], None], build: Callable[[], None]
 ) -> None:
-    execute(connection, FLEET)
-    execute(connection, "UPDATE ingest_offsets SET stored = stored - 1 WHERE partition = 1")
-    page = open_page()
-    assert "Out of balance**: smart-access.events" in page.error[0].value
-    assert list(page.success) == []
-
-
-def test_empty_tables_say_which_two_scripts_to_start(connection: Any, open_page: Callable[[], AppTest]) -> None:
-    page = open_page()
-    assert "No data yet" in said(page)
-    assert "python streaming/kafka_producer.py" in page.info[0].value
-    assert metrics(page)["Devices"] == "0"
-    assert metrics(page)["Online"] == metrics(page)["Fail rate, 24 h"] == "–"
-
-
-def test_without_marts_the_page_says_how_to_run_dbt(connection: Any, open_page: Callable[[], AppTest]) -> None:
-    execute(connection, FLEET)
-    page = open_page()
-    assert "**dbt has not run yet.**" in page.info[0].value
-    assert metrics(page)["Devices"] == "4"
-
-
-def test_without_tables_the_page_says_to_start_the_consumer(connection: Any, open_page: Callable[[], AppTest]) -> None:
-    execute(connection, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    page = open_page()
-    assert [info.value.startswith("**The tables are not there yet**") for info in page.info] == [True]
-
-
-def test_with_postgresql_down_the_page_says_so_once_and_comes_back_by_itself(
-    connection: Any, open_page: Callable[[], AppTest], database: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    execute(connection, FLEET)
-    port = free_port()
-    monkeypatch.setenv("PGPORT", str(port))
-    page = open_page()
-    assert len(page.error) == 1
-    assert f"**PostgreSQL cannot be reached** at 127.0.0.1:{port}/" in page.error[0].value
-    assert "Connection refused" in page.error[0].value
-    assert metrics(page) == {}
-    assert [heading.value for heading in page.subheader] == []
-
-    monkeypatch.setenv("PGPORT", database["PGPORT"])
-    page.run()
-    assert list(page.error) == []
-    assert metrics(page)["Devices"] == "4"
-
-
-def test_sessions_that_the_server_ended_are_replaced(connection: Any, open_page: Callable[[], AppTest]) -> None:
-    execute(connection, FLEET)
-    page = open_page()
-    ended = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE application_name = 'dashboard'"
-    assert one_row(connection, ended)[0] > 0
-    st.cache_data.clear()
-    page.run()
-    assert list(page.error) == []
-    assert [error.value for error in page.exception] == []
-    assert metrics(page)["Devices"] == "4"
-
-
-def test_a_query_over_its_time_limit_is_stopped_and_said(
-    connection: Any, open_page: Callable[[], AppTest], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(queries, "TIME_LIMIT_S", 0.3)
-    execute(connection, "BEGIN; LOCK TABLE ingest_offsets")
-    page = open_page()
-    execute(connection, "ROLLBACK")
-    assert [warning.value.startswith("**A query took longer than 0.3 s**") for warning in page.warning] == [True]
-
-
-def test_the_dashboard_cannot_write(connection: Any) -> None:
-    engine = queries.connect()
-    with pytest.raises(DBAPIError, match="read-only transaction"):
-        queries.fetch(engine, "DELETE FROM raw_devices", {})
-    engine.dispose()
+    execute("""INSERT INTO raw_device_health (device_id, reported_at, is_online, ingested_at)
+               SELECT 'lock', at, true, at FROM generate_series(1, 10) AS n,
+               LATERAL (SELECT date_trunc('hour', now()) - n * interval '1 hour' AS at) AS ago WHERE n NOT IN (4, 5)""")
+    execute("""INSERT INTO raw_access_events (event_id, device_id, event_ts, event_type, trigger_source, ingested_at)
+               SELECT gen_random_uuid(), 'lock', at, 'open', 'app', at
+               FROM (SELECT date_trunc('hour', now()) - interval '2 hours' AS at) AS ago""")
+    build()
+    until = pd.Timestamp.now("UTC").floor("h")
+    since = until - pd.Timedelta(hours=8)
+    link = {"range": "custom", "from": f"{since:%Y-%m-%dT%H:%M}", "to": f"{until:%Y-%m-%dT%H:%M}"}
+    assert "1 open, 0 close, 0 fail. Grey: 2 without any data (yet)." in said(visit(database, **link))

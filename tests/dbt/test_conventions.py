@@ -100,22 +100,24 @@ def every_mart_has_a_primary_key_that_is_checked(manifest: Manifest) -> Iterator
             yield f"{mart['name']} has neither a primary key nor a unique test"
 
 
-def the_dashboard_is_an_exposure_of_the_marts_that_it_reads(manifest: Manifest) -> Iterator[str]:
-    dashboards = [each for each in manifest["exposures"].values() if each["type"] == "dashboard"]
-    if not dashboards:
-        yield "no dashboard among the exposures"
-    declared = set()
-    for dashboard in dashboards:
-        declared |= {above.rpartition(".")[2] for above in dashboard["depends_on"]["nodes"]}
-        files = re.findall(r"\w+/\w+\.py", dashboard["description"])
-        if not files or not all((ROOT / name).is_file() for name in files):
-            yield f"{dashboard['name']} names no file of the dashboard"
-    code = (ROOT / "analytics/dashboard_queries.py").read_text(encoding="utf-8")
-    read = set(re.findall(r"\bmarts\.(\w+)", code))
-    for name in sorted(read - declared):
-        yield f"the dashboard reads {name}, and its exposure does not say so"
-    for name in sorted(declared - read):
-        yield f"the exposure names {name}, and the dashboard does not read it"
+def every_page_is_an_exposure_of_the_marts_that_it_reads(manifest: Manifest) -> Iterator[str]:
+    named = set()
+    for exposure in manifest["exposures"].values():
+        files = re.findall(r"analytics/[\w/]+\.py", exposure["description"])
+        if len(files) != 1 or not (ROOT / files[0]).is_file():
+            yield f"{exposure['name']} does not name the file of the dashboard that it is"
+            continue
+        named.add(files[0])
+        declared = {above.rpartition(".")[2] for above in exposure["depends_on"]["nodes"]}
+        read = set(re.findall(r"\bmarts\.(\w+)", (ROOT / files[0]).read_text(encoding="utf-8")))
+        for name in sorted(read - declared):
+            yield f"{files[0]} reads {name}, and its exposure does not say so"
+        for name in sorted(declared - read):
+            yield f"the exposure of {files[0]} names {name}, which it does not read"
+    for path in sorted((ROOT / "analytics").rglob("*.py")):
+        name = str(path.relative_to(ROOT))
+        if "FROM marts." in path.read_text(encoding="utf-8") and name not in named:
+            yield f"{name} reads marts and is no exposure"
 
 
 def every_relation_is_in_the_selector_that_airflow_builds(manifest: Manifest) -> Iterator[str]:
@@ -134,7 +136,7 @@ RULES: list[Rule] = [
     every_column_has_a_type_and_a_description,
     every_model_has_an_enforced_contract,
     every_mart_has_a_primary_key_that_is_checked,
-    the_dashboard_is_an_exposure_of_the_marts_that_it_reads,
+    every_page_is_an_exposure_of_the_marts_that_it_reads,
     every_relation_is_in_the_selector_that_airflow_builds,
 ]
 
@@ -259,18 +261,18 @@ BREAKS: list[tuple[Rule, str, str, str, str]] = [
         "",
     ),
     (
-        the_dashboard_is_an_exposure_of_the_marts_that_it_reads,
-        "the dashboard reads fct_device_daily_summary, and its exposure does not say so",
+        every_page_is_an_exposure_of_the_marts_that_it_reads,
+        "analytics/dashboard_pages/access.py reads dim_devices, and its exposure does not say so",
         "models/marts/_exposures.yml",
-        "ref('fct_device_daily_summary')",
-        "ref('dim_devices')",
+        "      - ref('dim_devices')\n",
+        "",
     ),
     (
-        the_dashboard_is_an_exposure_of_the_marts_that_it_reads,
-        "operations_dashboard names no file of the dashboard",
+        every_page_is_an_exposure_of_the_marts_that_it_reads,
+        "overview_page does not name the file of the dashboard that it is",
         "models/marts/_exposures.yml",
-        "analytics/streamlit_app.py",
-        "analytics/gone.py",
+        "analytics/dashboard_pages/overview.py",
+        "analytics/dashboard_pages/gone.py",
     ),
     (
         every_relation_is_in_the_selector_that_airflow_builds,
@@ -309,7 +311,13 @@ def test_a_breach_is_found(rule: Rule, said: str, breached: Manifest) -> None:
     assert any(said in breach for breach in found), found
 
 
-def test_a_dashboard_without_an_exposure_is_found(tmp_path: Path) -> None:
-    rule = the_dashboard_is_an_exposure_of_the_marts_that_it_reads
-    edit = (rule, "", "models/marts/_exposures.yml", "type: dashboard", "type: notebook")
-    assert "no dashboard among the exposures" in list(rule(broken(tmp_path, [edit])))
+def test_a_page_without_an_exposure_is_found(tmp_path: Path) -> None:
+    rule = every_page_is_an_exposure_of_the_marts_that_it_reads
+    edit = (
+        rule,
+        "",
+        "models/marts/_exposures.yml",
+        "analytics/dashboard_pages/access.py",
+        "analytics/dashboard_pages/devices.py",
+    )
+    assert "analytics/dashboard_pages/access.py reads marts and is no exposure" in list(rule(broken(tmp_path, [edit])))

@@ -1,0 +1,141 @@
+"""What the six rules found, and what the device said around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import pandas as pd
+import streamlit as st
+
+import dashboard_parts as parts
+from dashboard_parts import RULES, evidence_in_words, stored
+from dashboard_url import in_url
+from dashboard_view import View
+
+MOST = 500
+LONGEST_LOG = pd.Timedelta(hours=6)
+
+COUNTS = """
+SELECT rule, severity, count(*) AS detections, count(*) FILTER (WHERE is_open) AS going_on
+FROM marts.fct_anomalies
+WHERE (is_open OR started_at >= %(since)s) AND started_at < %(until)s AND {fleet}
+GROUP BY rule, severity
+"""
+
+DETECTIONS = """
+SELECT anomalies.*, devices.household_id, coalesce(devices.time_zone, 'UTC') AS time_zone
+FROM (
+    SELECT anomaly_id, rule, severity, device_id, evidence, is_open, started_at, ended_at
+    FROM marts.fct_anomalies
+    WHERE (is_open OR started_at >= %(since)s) AND started_at < %(until)s AND {fleet}
+      AND severity = ANY(%(severities)s::text[]) AND rule = ANY(%(rules)s::text[])
+      AND (is_open OR NOT %(only_going_on)s)
+    ORDER BY started_at DESC, anomaly_id
+    LIMIT %(most)s
+) AS anomalies
+LEFT JOIN live.devices USING (device_id)
+ORDER BY started_at DESC, anomaly_id
+"""
+
+# By the index on the device and the time of either table.
+LOG_AROUND = """
+SELECT at, what FROM (
+    (SELECT event_at AS at, event_type || ' by ' || trigger_source AS what
+     FROM marts.fct_access_events
+     WHERE device_id = %(device_id)s AND event_at >= %(since)s AND event_at < %(until)s
+     ORDER BY event_at LIMIT 500)
+    UNION ALL
+    (SELECT reported_at,
+            CASE WHEN is_online THEN 'report: online' ELSE 'report: offline' END
+            || coalesce(', battery ' || round(battery_pct::numeric) || ' %%', '')
+            || coalesce(', signal ' || round(signal_strength_dbm::numeric) || ' dBm', '')
+     FROM live.health_reports
+     WHERE device_id = %(device_id)s AND reported_at >= %(since)s AND reported_at < %(until)s
+     ORDER BY reported_at LIMIT 500)
+) AS log
+ORDER BY at
+"""
+
+
+def show(view: View) -> None:
+    bar = st.container(horizontal=True, vertical_alignment="bottom")
+    severities = bar.pills(
+        "Severity", parts.SEVERITIES, selection_mode="multi", key=in_url("severity", [], parts.SEVERITIES)
+    )
+    rules = bar.pills(
+        "Rule", list(RULES), selection_mode="multi", format_func=RULES.__getitem__, key=in_url("rule", [], RULES)
+    )
+    only_going_on = bar.toggle("Only going on", key=in_url("going_on", False))
+
+    counts = stored(COUNTS, **view.parameters())
+    if counts.empty:
+        st.info("**No anomaly in this range.** Nothing is going on either. A longer range shows older ones.")
+        return
+    show_counts(counts)
+    found = stored(
+        DETECTIONS, severities=severities or parts.SEVERITIES, rules=rules or list(RULES), only_going_on=only_going_on,
+        most=MOST, **view.parameters(),
+    )  # fmt: skip
+    found["what"] = found.rule.map(RULES)
+    found["evidence"] = list(map(evidence_in_words, found.rule, found.evidence))
+    found["began"] = view.shown(found.started_at, found.time_zone)
+    found["ended"] = view.shown(found.ended_at, found.time_zone).fillna("going on")
+    if len(found) == MOST:
+        st.caption(f"The newest {MOST} of {counts.detections.sum():,}; a shorter range or a filter shows the rest.")
+    parts.show_table(
+        found, "anomalies", "None with these severities and rules.", lambda row: show_log(row, view),
+        severity="Severity", what="Rule", device_id="Device", household_id="Household", evidence="Evidence",
+        began=f"Began ({view.clock})", ended=f"Ended ({view.clock})",
+    )  # fmt: skip
+
+
+def show_counts(counts: pd.DataFrame) -> None:
+    tiles = st.container(horizontal=True)
+    for severity in parts.SEVERITIES:
+        of_it = counts[counts.severity == severity]
+        going_on = int(of_it.going_on.sum())
+        parts.tile(
+            tiles,
+            severity.capitalize(),
+            f"{of_it.detections.sum():,}",
+            f"{going_on:,} going on" if going_on else None,
+            tone="inverse",
+        )
+    counts["name"] = counts.rule.map(RULES)
+    chart = alt.Chart(counts).mark_bar().encode(
+        y=alt.Y("name:N", title=None, sort="-x"),
+        x=alt.X("detections:Q", title="detections"),
+        color=alt.Color("severity:N", title=None, sort=parts.SEVERITIES, scale=parts.colours(parts.SEVERITY_COLOURS),
+                        legend=alt.Legend(orient="top")),
+        tooltip=["name", "severity", parts.tip("detections", ","), parts.tip("going_on", ",")],
+    ).properties(height=190)  # fmt: skip
+
+    def filter_by(mark: dict[str, Any]) -> None:
+        rule = next((rule for rule, name in RULES.items() if name == mark["name"]), None)
+        st.session_state.update(severity=[mark["severity"]], rule=[rule] if rule else [])
+
+    parts.on_click(chart, ["name", "severity"], "by rule", "Detections by rule and severity", filter_by)
+
+
+def show_log(row: pd.Series, view: View) -> None:
+    around = pd.Timedelta(minutes=15)
+    until = row.started_at + LONGEST_LOG
+    if pd.notna(row.ended_at):
+        until = min(until, row.ended_at)
+    st.markdown(f"**{row.device_id}, {row.what}**: {row.evidence}")
+    log = stored(
+        LOG_AROUND, device_id=row.device_id, since=(row.started_at - around).to_pydatetime(),
+        until=(until + around).to_pydatetime(),
+    )  # fmt: skip
+    log["time"] = view.shown(log["at"], row.time_zone)
+    log["during"] = ["yes" if row.started_at <= at <= until else "" for at in log["at"]]
+    parts.show_table(
+        log, f"log of {row.device_id}", "The device said nothing within 15 minutes of it.",
+        time=f"Time ({view.clock})", what="What it said", during="During it",
+    )  # fmt: skip
+    if st.button(f"Open {row.device_id}", icon=":material/door_front:"):
+        parts.open_device(row)
+
+
+show(st.session_state["view"])

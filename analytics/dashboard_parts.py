@@ -1,0 +1,306 @@
+"""What the pages are made of: the cached way to the database, its failures in words, tables, tiles and charts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import altair as alt
+import pandas as pd
+import streamlit as st
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+import dashboard_queries as queries
+import pipeline_settings
+from dashboard_url import go
+from dashboard_view import CUSTOM, RANGES, View
+
+# told apart by lightness too, on a light and on a dark page
+EVENT_COLOURS = {"open": "#3b82f6", "close": "#94a3b8", "fail": "#ea580c"}
+SEVERITIES = ["critical", "warning", "info"]
+SEVERITY_COLOURS = {"critical": "#dc2626", "warning": "#d97706", "info": "#64748b"}
+STATE_COLOURS = {"open": "#ea580c", "closed": "#3b82f6", "offline": "#94a3b8"}
+RULES = {  # of fct_anomalies
+    "failed_burst": "failed burst",
+    "left_open": "left open",
+    "silent": "silent",
+    "flapping": "flapping",
+    "battery_cliff": "battery cliff",
+    "unusual_hour": "unusual hour",
+}
+GREY = "#94a3b8"
+SMALL_SAMPLE = 20  # attempts; below, a rate says little
+
+# SQLSTATEs; psycopg2 has none for a connection that could not be made
+QUERY_CANCELED = "57014"
+NO_SUCH_TABLE = ("42P01", "3F000")
+NO_SUCH_ROLE = "22023"
+NOT_ALLOWED = "42501"
+UNAVAILABLE = ("08", "28", "3D", "53", "57")
+START_CONSUMER = "    python streaming/kafka_consumer.py"
+RUN_DBT = (
+    "Enable the DAG `smart_access_streaming_pipeline` in Airflow, or run it here:\n\n"
+    "    python dbt/one_at_a_time.py build --selector models"
+)
+
+
+@st.cache_resource
+def engine() -> Engine:
+    return queries.connect()
+
+
+@st.cache_data(ttl=1, show_spinner=False)
+def live(query: str, **parameters: Any) -> pd.DataFrame:
+    """Rows that may be a second old; all viewers share them."""
+    return queries.fetch(engine(), query, parameters)
+
+
+@st.cache_data(ttl=10, show_spinner=False)
+def recent(query: str, **parameters: Any) -> pd.DataFrame:
+    """Rows that may be ten seconds old."""
+    return queries.fetch(engine(), query, parameters)
+
+
+@st.cache_data(ttl=60, show_spinner=False)
+def stored(query: str, **parameters: Any) -> pd.DataFrame:
+    """Rows of the marts, which change every 15 minutes: they may be a minute old."""
+    return queries.fetch(engine(), query, parameters)
+
+
+@contextmanager
+def next_step_instead_of_a_traceback(said_above: bool = False, marts_said_below: bool = False) -> Iterator[None]:
+    """Shows what to do about a database that is away, empty or slow. Any other error is a bug and stays one.
+
+    said_above: another tile asks the same database first and tells of what concerns them all.
+    marts_said_below: a later tile tells of marts that are not there.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        code = getattr(error.orig, "pgcode", None)
+        reason = str(error.orig).strip().splitlines()[0]
+        if code == QUERY_CANCELED:
+            st.warning(
+                f"**A query took longer than {queries.TIME_LIMIT_S} s** and was stopped. Try a shorter range or fewer "
+                "devices."
+            )
+        elif said_above and _concerns_all(code, reason):
+            return
+        elif code in NO_SUCH_TABLE and _is_of_dbt(reason):
+            if not marts_said_below:
+                st.info(f"**dbt has not run yet**: there are no marts in {database()}. {RUN_DBT}")
+        elif code in NO_SUCH_TABLE:
+            st.info(
+                f"**The tables are not there yet** in {database()}. Start the consumer once, it creates them:\n\n"
+                f"{START_CONSUMER}"
+            )
+        elif code == NO_SUCH_ROLE:
+            st.info(
+                f"**The role {queries.ROLE} is not there yet** in {database()}. Start the consumer once, it creates it "
+                f"with the tables, or have the server's owner run streaming/sql/live_views.sql:\n\n{START_CONSUMER}"
+            )
+        elif code == NOT_ALLOWED:
+            st.error(
+                f"**PGUSER may not read what the dashboard shows**: {reason}. As the server's owner:\n\n"
+                f"    GRANT {queries.ROLE} TO <PGUSER>\n\nIf it is about a mart, the next run of dbt opens it."
+            )
+        elif code is None or code[:2] in UNAVAILABLE:
+            st.error(
+                f"**PostgreSQL cannot be reached** at {database()}: {reason}\n\n"
+                "Start it with `scripts/stack up`, or name the right one with PGHOST, PGPORT, PGDATABASE, PGUSER "
+                "and PGPASSWORD. This page comes back by itself."
+            )
+        else:
+            raise
+
+
+def _is_of_dbt(reason: str) -> bool:
+    return '"marts.' in reason or '"intermediate.' in reason
+
+
+def _concerns_all(code: str | None, reason: str) -> bool:
+    no_tables = code in NO_SUCH_TABLE and not _is_of_dbt(reason)
+    return no_tables or code == NO_SUCH_ROLE or code is None or code[:2] in UNAVAILABLE
+
+
+def database() -> str:
+    server = pipeline_settings.postgres_parameters()
+    return f"{server['PGHOST']}:{server['PGPORT']}/{server['PGDATABASE']}"
+
+
+# --- words for numbers ---
+
+
+def age(seconds: float) -> str:
+    """45 s, 12 min, 5 h or 3 d."""
+    for unit, size, up_to in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
+        if abs(seconds) < up_to:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} d"
+
+
+def moment(at: pd.Timestamp, now: pd.Timestamp) -> str:
+    return f"{at:%H:%M:%S} UTC" if at.date() == now.date() else f"{at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def range_in_words(view: View) -> str:
+    return "range chosen" if view.name == CUSTOM else RANGES[view.name].lower()
+
+
+def percent(share: Any, digits: int = 1) -> str:
+    """– where there is nothing that it would be a share of."""
+    return "–" if pd.isna(share) else f"{share:.{digits}%}"
+
+
+def points(now: Any, before: Any) -> str | None:
+    """The change of a share in percentage points."""
+    return None if pd.isna(now) or pd.isna(before) else f"{100 * (now - before):+.2f} points"
+
+
+def change(now: float, before: float) -> str | None:
+    """The change of a number in percent of what it was; None if that was nothing."""
+    return f"{(now - before) / before:+.1%}" if before else None
+
+
+def evidence_in_words(rule: str, evidence: dict[str, Any]) -> str:
+    """The numbers that a rule of fct_anomalies looked at, as a phrase."""
+    if rule == "failed_burst":
+        return f"{evidence['fails']} failures in {age(float(evidence['seconds']))}"
+    if rule == "unusual_hour":
+        return f"{evidence['opens']} opens; of {evidence['opens_before']} in 28 days none at that time"
+    if rule == "flapping":
+        return f"{evidence['changes']} changes in {evidence['reports']} reports"
+    if rule == "battery_cliff":
+        return f"from {evidence['from_pct']:.0f} % to {evidence['to_pct']:.0f} %"
+    if rule == "silent":
+        return f"{evidence['cause'].replace('_', ' ')}, for {age(evidence['seconds'])}"
+    return f"open for {age(evidence['seconds'])}, {evidence['status'].replace('_', ' ')}"
+
+
+def pill(kind: str, found: pd.DataFrame, green_s: float = 60, amber_s: float = 300) -> None:
+    """How old the data is: green, amber and red, and the same in words.
+
+    found: one row of checked_at and newest_at. green_s, amber_s: seconds below which it is fresh, or only delayed.
+    """
+    checked_at, newest_at = found.loc[0, ["checked_at", "newest_at"]]
+    behind = (checked_at - newest_at).total_seconds()
+    text = f"data to {moment(newest_at, checked_at)}, {age(behind)} behind"
+    if behind < green_s:
+        st.badge(f"{kind}: {text}", color="green", icon=":material/check_circle:")
+    elif behind < amber_s:
+        st.badge(f"{kind} delayed: {text}", color="orange", icon=":material/schedule:")
+    else:
+        st.badge(f"{kind} stale: {text}", color="red", icon=":material/error:")
+
+
+def tile(
+    row: Any, label: str, value: str, note: str | None = None, *, tone: str = "off", is_change: bool = False,
+    help: str | None = None,
+) -> None:  # fmt: skip
+    """A number of a row of them.
+
+    note: below it. is_change: the note is the change on the period before, and has an arrow. tone: inverse where more
+    is bad, normal where it is good, off where it is neither.
+    """
+    arrow = "auto" if is_change else "off"
+    if is_change:
+        help = ". ".join(filter(None, (help, "Below: the change on the period before")))
+    row.metric(label, value, note, delta_color=tone, delta_arrow=arrow, help=help, border=True, height="stretch")
+
+
+# --- tables ---
+
+
+def show_table(
+    rows: pd.DataFrame, name: str, empty: str, open_row: Callable[[pd.Series], None] | None = None,
+    height: Any = "auto", **columns: Any,
+) -> None:  # fmt: skip
+    """A table with its CSV, or what it means that it is empty.
+
+    name: of the file, and of the table for a screen reader. columns: column → heading or column_config, those shown.
+    open_row: called with the row that the viewer selects.
+    """
+    if rows.empty:
+        st.caption(empty)
+        return
+    key = f"table {name}"
+    selection: Any = st.dataframe(
+        rows, column_config=columns, column_order=list(columns), hide_index=True, key=key, height=height, alt=name,
+        on_select="rerun" if open_row else "ignore", selection_mode="single-row",
+    )  # fmt: skip
+    below = st.container(horizontal=True, vertical_alignment="center")
+    below.download_button(
+        "CSV", rows[list(columns)].to_csv(index=False), f"{name.replace(' ', '_')}.csv", "text/csv",
+        key=f"csv {name}", icon=":material/download:", type="tertiary", on_click="ignore", help=f"{name} as CSV",
+    )  # fmt: skip
+    if open_row:
+        below.caption("Select a row to open it.")
+        if selection.selection.rows:
+            open_row(rows.iloc[selection.selection.rows[0]])
+
+
+def open_device(row: pd.Series) -> None:
+    """Goes to the device's own view; the range, the clock and the filters go along."""
+    go("dashboard_pages/devices.py", device=row.device_id)
+
+
+def number(label: str, form: str = "localized") -> Any:
+    return st.column_config.NumberColumn(label, format=form)
+
+
+def share(label: str) -> Any:
+    return number(label, "percent")
+
+
+# --- charts ---
+
+FROM = alt.Tooltip("bucket:T", title="from", format="%Y-%m-%d %H:%M")
+
+
+def tip(field: str, form: str) -> alt.Tooltip:
+    return alt.Tooltip(f"{field}:Q", title=field.replace("_", " "), format=form)
+
+
+def colours(palette: dict[str, str]) -> alt.Scale:
+    return alt.Scale(domain=list(palette), range=list(palette.values()))
+
+
+def colour(field: str, palette: dict[str, str]) -> alt.Color:
+    return alt.Color(f"{field}:N", title=None, scale=colours(palette), legend=alt.Legend(orient="top"))
+
+
+def time_axis(view: View, title: str | None = None) -> alt.X:
+    """Buckets are times of a wall clock without a zone: drawn as UTC, so that the browser's own does not move them."""
+    clock = "household's time" if view.is_local or not view.is_hourly else "UTC"
+    form = "%H:%M" if (view.until - view.since).total_seconds() <= 172_800 else "%b %d"
+    return alt.X(
+        "bucket:T",
+        title=clock if title is None else title or None,
+        scale=alt.Scale(type="utc"),
+        axis=alt.Axis(format=form, labelOverlap=True),
+    )
+
+
+def wall_clock(view: View, times: pd.Series, time_zone: str) -> pd.Series:
+    """Moments on the chosen clock, as the browser takes them. time_zone: of the device's household."""
+    at = pd.to_datetime(times, utc=True)
+    return at.dt.tz_convert(time_zone).dt.tz_localize(None).dt.tz_localize("UTC") if view.is_local else at
+
+
+def as_utc(times: pd.Series) -> pd.Series:
+    """Wall-clock times as the browser takes them: it would read a time without a zone as its own."""
+    return pd.to_datetime(times).dt.tz_localize("UTC")
+
+
+def on_click(chart: Any, fields: Sequence[str], key: str, alt_text: str, act: Callable[[dict[str, Any]], None]) -> None:
+    """Shows a chart; a click on a mark calls act with the values of its fields, before the page is drawn again."""
+
+    def clicked() -> None:
+        chosen = st.session_state[key].selection.get("clicked") or []
+        if chosen:
+            act(chosen[0])
+
+    pick = alt.selection_point(name="clicked", fields=list(fields))
+    st.altair_chart(chart.add_params(pick), key=key, on_select=clicked, selection_mode="clicked", alt=alt_text)

@@ -1,0 +1,174 @@
+"""What the viewer has chosen: the time, the clock and the devices. All of it is in the URL, so a link reproduces it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pandas as pd
+import streamlit as st
+
+from dashboard_url import in_url, moment_in_url
+
+LENGTHS = {"1h": timedelta(hours=1), "24h": timedelta(days=1), "7d": timedelta(days=7), "30d": timedelta(days=30)}
+CUSTOM = "custom"
+RANGES = {
+    "1h": "Last hour",
+    "24h": "Last 24 hours",
+    "7d": "Last 7 days",
+    "30d": "Last 30 days",
+    CUSTOM: "Custom",
+}
+DEFAULT = "24h"
+CLOCKS = {"utc": "UTC", "local": "Household's time"}
+FILTERS = {"region": "Region", "device_type": "Device type", "model": "Model", "household": "Household"}
+HOURLY_UP_TO = timedelta(days=7)  # a longer range is shown by the day
+
+
+@dataclass(frozen=True)
+class View:
+    """since, until: bounds of the range, aware of their time zone. Empty filters: the whole fleet."""
+
+    name: str
+    since: datetime
+    until: datetime
+    is_local: bool
+    filters: dict[str, list[str]]
+
+    @property
+    def is_hourly(self) -> bool:
+        return self.until - self.since <= HOURLY_UP_TO
+
+    @property
+    def label(self) -> str:
+        """The range in a tile's title."""
+        length = self.until - self.since
+        hours = length / timedelta(hours=1)
+        return f"{hours:.3g} h" if hours <= 48 else f"{hours / 24:.3g} d"
+
+    @property
+    def clock(self) -> str:
+        return "household's time" if self.is_local else "UTC"
+
+    def fleet(self) -> dict[str, Any]:
+        """The parameters of `{fleet}`."""
+        chosen = {kind: values or None for kind, values in self.filters.items()}
+        return {
+            "whole_fleet": not any(chosen.values()),
+            "regions": chosen["region"],
+            "device_types": chosen["device_type"],
+            "models": chosen["model"],
+            "households": chosen["household"],
+        }
+
+    def parameters(self) -> dict[str, Any]:
+        """Those of `{fleet}` and `{bucket}`, since and until, and earlier: where the period before it began.
+
+        The range is one of whole hours where it is longer than one, as the marts' rows are.
+        """
+        since = self.since if self.until - self.since <= timedelta(hours=1) else _hour(self.since)
+        return {
+            **self.fleet(),
+            "local": self.is_local,
+            "since": since,
+            "until": self.until,
+            "earlier": since - (self.until - since),
+        }
+
+    def shown(self, times: pd.Series, time_zones: Sequence[str] | pd.Series | str) -> pd.Series:
+        """Times as text on the chosen clock. time_zones: of the household of each, or one for all."""
+        zones = [time_zones] * len(times) if isinstance(time_zones, str) else list(time_zones)
+        clock = [_zone(zone) if self.is_local else ZoneInfo("UTC") for zone in zones]
+        texts = [
+            None if pd.isna(at) else f"{at.astimezone(zone):%Y-%m-%d %H:%M:%S}"
+            for at, zone in zip(times, clock, strict=True)
+        ]
+        return pd.Series(texts, index=times.index, dtype="object")
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError):  # this machine's list may be older than the contract's
+        return ZoneInfo("UTC")
+
+
+def _hour(at: datetime) -> datetime:
+    return at.replace(minute=0, second=0, microsecond=0)
+
+
+def choose(bar: Any, choices: pd.DataFrame) -> View:
+    """Shows the controls in the container `bar` and returns what they say.
+
+    choices: columns kind (a key of FILTERS) and value.
+    """
+    name = bar.selectbox(
+        "Range", list(RANGES), format_func=RANGES.__getitem__, key=in_url("range", DEFAULT, RANGES), width=160,
+        persist_state="session",
+        label_visibility="collapsed",
+    )  # fmt: skip
+    now = datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)  # the same for a minute: cached
+    since, until = now - LENGTHS.get(name, LENGTHS[DEFAULT]), now
+    if name == CUSTOM:
+        since, until = _custom_range(bar, now)
+    with bar.popover("Filters", icon=":material/filter_alt:"):
+        filters = {kind: _filter(choices, kind, label) for kind, label in FILTERS.items()}
+    clock = bar.segmented_control(
+        "Time zone", list(CLOCKS), format_func=CLOCKS.__getitem__, key=in_url("clock", "utc", CLOCKS), required=True,
+        persist_state="session",
+        label_visibility="collapsed",
+    )  # fmt: skip
+    if any(filters.values()):
+        named = (f"{FILTERS[kind]}: {', '.join(values)}" for kind, values in filters.items() if values)
+        line = st.container(horizontal=True, vertical_alignment="center")
+        line.caption("Showing only " + " · ".join(named))
+        line.button("Show all", type="tertiary", icon=":material/filter_alt_off:", on_click=clear_filters)
+    return View(name, since, until, clock == "local", filters)
+
+
+def _filter(choices: pd.DataFrame, kind: str, label: str) -> list[str]:
+    options = list(choices.value[choices.kind == kind])
+    # what a link names stays chosen, be it unknown here: it then shows nothing, and not everything
+    chosen: list[str] = st.multiselect(
+        label,
+        options,
+        key=in_url(kind, []),
+        persist_state="session",
+        accept_new_options=True,
+        placeholder=f"any of {len(options)}",
+    )
+    return chosen
+
+
+def _custom_range(bar: Any, now: datetime) -> tuple[datetime, datetime]:
+    today = _naive(now.replace(hour=0, minute=0))
+    first = bar.datetime_input("From (UTC)", key=moment_in_url("from", today), persist_state="session", width=190)
+    last = bar.datetime_input(
+        "To (UTC)", key=moment_in_url("to", today + timedelta(days=1)), persist_state="session", width=190
+    )
+    if first is None or last is None or first >= last:
+        st.warning("**The range is empty**: From must be before To.")
+        st.stop()
+    return first.replace(tzinfo=UTC), last.replace(tzinfo=UTC)
+
+
+def _naive(at: datetime) -> datetime:
+    return at.replace(tzinfo=None)
+
+
+def clear_filters() -> None:
+    for kind in FILTERS:
+        st.session_state[kind] = []
+
+
+def narrow_to(**filters: str) -> None:
+    """Sets filters as if the viewer had. To be called before the controls are shown: in a callback."""
+    for kind, value in filters.items():
+        st.session_state[kind] = [value]
+
+
+def narrow_range(since: datetime, until: datetime) -> None:
+    st.session_state.update({"range": CUSTOM, "from": _naive(since), "to": _naive(until)})
