@@ -48,6 +48,7 @@ ORDER BY kind, value
 
 # Freshness and the latest events are looked for in these spans, one after the other: a stream that flows is answered by
 # its last minute, and only one that stopped long ago costs more.
+TAIL = 20
 SPANS = ("1 minute", "1 hour", "1 day", "100 years")
 
 # No row if nothing happened within the span. A device's clock may run ahead; data cannot be newer than now.
@@ -70,16 +71,16 @@ SELECT now() AS checked_at,
 """
 
 LATEST_EVENTS = """
-SELECT events.event_ts, events.event_type, events.device_id, devices.household_id, events.trigger_source,
-       coalesce(devices.time_zone, 'UTC') AS time_zone,
+SELECT events.event_id, events.event_ts, events.event_type, events.device_id, devices.household_id,
+       events.trigger_source, coalesce(devices.time_zone, 'UTC') AS time_zone,
        extract(epoch FROM events.ingested_at - events.event_ts)::float8 AS seconds_to_row
 FROM (SELECT * FROM live.access_events
       WHERE event_ts > now() - %(span)s::interval AND ingested_at > now() - %(span)s::interval - interval '5 minutes'
         AND {fleet}
-      ORDER BY event_ts DESC, event_id DESC LIMIT 20) AS events
+      ORDER BY event_ts DESC, event_id DESC LIMIT {tail}) AS events
 LEFT JOIN live.devices USING (device_id)
 ORDER BY events.event_ts DESC, events.event_id DESC
-"""
+""".replace("{tail}", str(TAIL))
 
 
 def health_interval_s() -> float:

@@ -91,13 +91,13 @@ def show_by_type(view: View) -> None:
     found = stored(BY_TYPE, **view.fleet())
     base = alt.Chart(found).encode(y=alt.Y("device_type:N", title=None))
     charge = alt.Scale(domain=[0, 100])
-    whiskers = base.mark_rule().encode(x=alt.X("lowest:Q", title="charge, %", scale=charge), x2="highest:Q")
+    whiskers = base.mark_rule(aria=False).encode(x=alt.X("lowest:Q", title="charge, %", scale=charge), x2="highest:Q")
     box = base.mark_bar(height=18).encode(
         x=alt.X("lower_quartile:Q", scale=charge), x2="upper_quartile:Q",
         tooltip=["device_type", "devices", *(alt.Tooltip(f"{name}:Q", format=".0f") for name in
                  ("lowest", "lower_quartile", "median", "upper_quartile", "highest"))],
     )  # fmt: skip
-    middle = base.mark_tick(color="white", thickness=2, size=18).encode(x=alt.X("median:Q", scale=charge))
+    middle = base.mark_tick(aria=False, color="white", thickness=2, size=18).encode(x=alt.X("median:Q", scale=charge))
     st.altair_chart((whiskers + box + middle).properties(height=alt.Step(34)),
                     alt="Charge by device type: range, quartiles and median")  # fmt: skip
     parts.show_table(

@@ -143,8 +143,12 @@ def show_days(view: View) -> None:
         color=parts.colour("measure", {"uptime": "#3b82f6", "completeness": "#d97706"}),
         tooltip=[alt.Tooltip("bucket:T", title="day", format="%Y-%m-%d"), "measure", parts.tip("share", ".2%")],
     )  # fmt: skip
-    target = alt.Chart(long.head(1)).mark_rule(strokeDash=[4, 4], color=parts.GREY).encode(y=alt.datum(0.99))
-    st.altair_chart((lines + target).properties(height=200), alt="Uptime and completeness by day")
+    target = (
+        alt.Chart(long.head(1)).mark_rule(aria=False, strokeDash=[4, 4], color=parts.GREY).encode(y=alt.datum(0.99))
+    )
+    st.altair_chart(
+        (lines + target.encode(y=alt.datum(0.99))).properties(height=200), alt="Uptime and completeness by day"
+    )
     st.caption("Dashed: the target of 99 %. A gap is a day of which nothing is known.")
 
 

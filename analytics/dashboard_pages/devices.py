@@ -246,8 +246,8 @@ def show_battery(view: View, device: pd.Series, health: pd.DataFrame) -> None:
         tooltip=[alt.Tooltip("bucket:T", format="%Y-%m-%d %H:%M"), parts.tip("battery_last_pct", ".1f")],
     )  # fmt: skip
     bounds = alt.Chart(pd.DataFrame({"y": [20, 5], "name": ["low, 20 %", "empty, 5 %"]})).encode(y="y:Q")
-    layers = [bounds.mark_rule(strokeDash=[4, 4], color=parts.GREY),
-              bounds.mark_text(align="left", x=4, dy=-6, color=parts.GREY).encode(text="name")]  # fmt: skip
+    layers = [bounds.mark_rule(aria=False, strokeDash=[4, 4], color=parts.GREY),
+              bounds.mark_text(aria=False, align="left", x=4, dy=-6, color=parts.GREY).encode(text="name")]  # fmt: skip
     drain = device.drain_pct_per_day
     if pd.notna(device.days_to_empty) and drain >= 0.02:
         last = health.bucket[health.battery_last_pct.notna()].max()
@@ -283,8 +283,8 @@ def show_signal(view: View, device: pd.Series, health: pd.DataFrame) -> None:
     )  # fmt: skip
     p10 = base.mark_line(strokeDash=[2, 3], opacity=0.6).encode(y="signal_p10_dbm:Q")
     bounds = alt.Chart(pd.DataFrame({"y": list(SIGNAL_BANDS.values()), "name": list(SIGNAL_BANDS)})).encode(y="y:Q")
-    rules = bounds.mark_rule(strokeDash=[4, 4], color=parts.GREY)
-    names = bounds.mark_text(align="left", x=4, dy=-6, color=parts.GREY).encode(text="name")
+    rules = bounds.mark_rule(aria=False, strokeDash=[4, 4], color=parts.GREY)
+    names = bounds.mark_text(aria=False, align="left", x=4, dy=-6, color=parts.GREY).encode(text="name")
     st.altair_chart(
         alt.layer(line, p10, rules, names).properties(height=220), alt=f"Signal of {device.device_id} over time"
     )

@@ -252,7 +252,7 @@ def show_events(view: View) -> None:
 
     total = events[list(parts.EVENT_COLOURS)].sum()
     said = ", ".join(f"{total[name]:,} {name}" for name in parts.EVENT_COLOURS)
-    layers = alt.layer(bars, missing).properties(height=190)
+    layers = (alt.layer(bars, missing) if len(unknown) else bars).properties(height=190)
     if view.is_local:
         st.altair_chart(layers, alt=f"Events over time: {said}")
     else:
@@ -288,11 +288,12 @@ def show_heat_map(view: View) -> None:
 def show_tail(view: View) -> None:
     st.markdown("**Latest events**, live")
     with parts.next_step_instead_of_a_traceback(said_above=True):
-        latest = pd.DataFrame()
-        for span in queries.SPANS:
-            latest = (live if span == queries.SPANS[0] else recent)(queries.LATEST_EVENTS, span=span, **view.fleet())
-            if len(latest) == 20:
+        latest = live(queries.LATEST_EVENTS, span=queries.SPANS[0], **view.fleet())
+        for span in queries.SPANS[1:]:
+            if len(latest) >= queries.TAIL:
                 break
+            older = recent(queries.LATEST_EVENTS, span=span, **view.fleet())
+            latest = pd.concat([latest, older]).drop_duplicates("event_id").head(queries.TAIL)
         if latest.empty:
             st.caption("No event yet of these devices.")
             return

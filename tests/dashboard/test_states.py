@@ -124,7 +124,7 @@ def test_a_login_that_is_only_the_dashboards_role_is_enough(fleet: Fleet, execut
 def test_the_dashboard_cannot_write(fleet: Fleet, visit: Visit, statement: str) -> None:
     visit(fleet.environment)
     engine = queries.connect()
-    with pytest.raises(DBAPIError, match="read-only transaction|permission denied"):
+    with pytest.raises(DBAPIError, match=r"read-only transaction|permission denied"):
         queries.fetch(engine, statement, {})
     engine.dispose()
 

@@ -1,0 +1,170 @@
+"""A real browser at a real Streamlit server, for the tests, the screenshots and the benchmark."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+ROOT = Path(__file__).resolve().parents[2]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+# what a test waits for: long enough for a busy machine, as it costs nothing where all is well
+PATIENCE_S = 60
+
+
+def browser_path() -> str | None:
+    """The machine's Chromium; None where there is none."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@contextmanager
+def dashboard_server(environment: dict[str, str]) -> Iterator[str]:
+    """Runs the dashboard on a free port, and yields its address."""
+    from local_servers import free_port
+
+    port = free_port()
+    command = [sys.executable, "-m", "streamlit", "run", "analytics/streamlit_app.py"]
+    options = ["--server.port", str(port), "--server.headless", "true"]
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen(
+            [*command, *options], cwd=ROOT, env={**os.environ, **environment}, stdout=log, stderr=log
+        )
+        try:
+            address = f"http://127.0.0.1:{port}"
+            deadline = time.monotonic() + PATIENCE_S
+            while not _is_up(address):
+                log.seek(0)
+                assert server.poll() is None, log.read().decode()
+                assert time.monotonic() < deadline, log.read().decode()
+                time.sleep(0.1)
+            yield address
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _is_up(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/_stcore/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+@contextmanager
+def open_browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=browser_path(), args=["--no-sandbox", "--disable-background-networking"]
+        )
+        yield browser
+        browser.close()
+
+
+class Visitor:
+    """One window. complaints: what its console said; strangers: addresses of other machines that it asked for."""
+
+    def __init__(self, browser: Any, address: str, width: int = 1440, height: int = 900, scheme: str = "light"):
+        self._address = address
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        context.set_default_timeout(1000 * PATIENCE_S)
+        self.page = context.new_page()
+        self.complaints: list[str] = []
+        self.strangers: list[str] = []
+        self.failed: list[str] = []
+        self.page.on("console", lambda said: said.type == "error" and self.complaints.append(said.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", self._note)
+        self.page.on("response", lambda answer: answer.status >= 400 and self.failed.append(answer.url))
+
+    def _note(self, request: Any) -> None:
+        of_a_network = urlsplit(request.url).scheme in ("http", "https", "ws", "wss")
+        if of_a_network and not request.url.startswith(self._address):
+            self.strangers.append(request.url)
+
+    def close(self) -> None:
+        self.page.context.close()
+
+    @property
+    def url(self) -> str:
+        return str(self.page.url)
+
+    def open(self, path: str) -> None:
+        self.page.goto(self._address + path)
+        self.wait_until_drawn()
+
+    def reload(self) -> None:
+        self.page.reload()
+        self.wait_until_drawn()
+
+    def wait_until_drawn(self) -> None:
+        """Until there are numbers and the script has ended."""
+        self.page.get_by_test_id("stMetric").first.wait_for()
+        self.page.locator('[data-test-script-state="notRunning"]').wait_for(state="attached")
+        # fragments run again and again: what is still being drawn is marked as such
+        self.page.wait_for_function(
+            "document.querySelectorAll('[data-stale=true], [data-testid=stSkeleton]').length === 0"
+        )
+
+    def title(self) -> str:
+        return str(self.page.get_by_role("heading", level=1).inner_text())
+
+    def metric(self, label: str) -> str:
+        tiles = self.page.get_by_test_id("stMetric").filter(has=self.page.get_by_text(label, exact=True))
+        return str(tiles.first.get_by_test_id("stMetricValue").inner_text())
+
+    def choose_page(self, name: str) -> None:
+        self.page.get_by_role("link", name=name.capitalize(), exact=True).click()
+        self.page.get_by_role("heading", level=1, name=name.capitalize()).wait_for()
+        self.wait_until_drawn()
+
+    def choose(self, label: str, option: str) -> None:
+        self.page.get_by_label(label, exact=True).first.click()
+        self.page.get_by_role("option", name=option, exact=True).click()
+        self.wait_until_drawn()
+
+    def choose_filter(self, label: str, option: str) -> None:
+        self.page.get_by_role("button", name="Filters").click()
+        self.page.get_by_label(label, exact=True).first.fill(option)
+        self.page.get_by_role("option", name=option, exact=True).click()
+        self.page.keyboard.press("Escape")
+        self.page.keyboard.press("Escape")
+        self.wait_until_drawn()
+
+    def choose_clock(self, name: str) -> None:
+        self.page.get_by_role("radio", name=name).or_(self.page.get_by_role("button", name=name)).first.click()
+        self.wait_until_drawn()
+
+    def wait_for_url(self, query: dict[str, list[str]]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while parse_qs(urlsplit(self.url).query) != query:
+            assert time.monotonic() < deadline, self.url
+            self.page.wait_for_timeout(100)
+
+    def wait_for_text(self, text: str) -> None:
+        self.page.get_by_text(text).first.wait_for()
+
+    def wait_for_cell(self, text: str, timeout: float) -> None:
+        """Tables are drawn on a canvas, with their cells as a table beneath for those who cannot see it."""
+        cells = self.page.locator("[role=gridcell]", has_text=text)
+        cells.first.wait_for(state="attached", timeout=1000 * timeout)
+
+    def select_first_row(self, table: str) -> None:
+        box = self.page.locator(f'[aria-label="{table}"]').first.bounding_box()
+        self.page.mouse.click(box["x"] + 16, box["y"] + 52)
+
+    def click_bar(self, chart: str, described: str) -> None:
+        bars = f'[aria-label="{chart}"] [aria-roledescription="bar"][aria-label*="{described}"]'
+        self.page.locator(bars).first.click()

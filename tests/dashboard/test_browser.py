@@ -1,0 +1,124 @@
+"""The dashboard in a real Chromium: it loads cleanly, keeps to this machine, ticks, and takes its visitor along."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from browser import Visitor, browser_path, dashboard_server, open_browser
+from shown_fleet import PAGES, Fleet
+
+pytestmark = pytest.mark.skipif(browser_path() is None, reason="no Chromium here: apt install chromium")
+# Streamlit looks for its server's base path by asking for these below the page's own path first
+PROBES = re.compile(r"/_stcore/(health|host-config)$")
+
+
+@pytest.fixture(scope="module")
+def address(fleet: Fleet) -> Iterator[str]:
+    with dashboard_server(fleet.environment) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visitor(chromium: Any, address: str) -> Iterator[Callable[..., Visitor]]:
+    """visitor(path, width=…, height=…, scheme=…): a browser window of its own that shows a page."""
+    opened: list[Visitor] = []
+
+    def open_page(path: str = "/", **options: Any) -> Visitor:
+        opened.append(Visitor(chromium, address, **options))
+        opened[-1].open(path)
+        return opened[-1]
+
+    yield open_page
+    for each in opened:
+        each.close()
+
+
+def test_every_page_loads_without_an_error_and_asks_nobody_else(visitor: Callable[..., Visitor]) -> None:
+    page = visitor()
+    for name in PAGES:
+        page.choose_page(name)
+    assert page.complaints == []
+    assert page.strangers == []
+
+
+@pytest.mark.parametrize("name", PAGES[1:])
+def test_a_link_to_a_page_opens_it(visitor: Callable[..., Visitor], name: str) -> None:
+    page = visitor(f"/{name}")
+    assert page.title() == name.capitalize()
+    assert page.strangers == []
+    assert [each for each in page.failed if not PROBES.search(each)] == []
+
+
+def test_a_new_event_shows_without_a_reload(fleet: Fleet, visitor: Callable[..., Visitor]) -> None:
+    page = visitor("/?household=trouble")
+    with fleet.connect() as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO raw_access_events (event_id, device_id, event_ts, event_type, trigger_source)"
+            " VALUES (gen_random_uuid(), 'draining', now(), 'open', 'the-doorbell')"
+        )
+    connection.close()
+    page.wait_for_cell("the-doorbell", timeout=10)
+
+
+def test_the_choice_of_range_devices_and_clock_survives_a_reload_and_another_page(
+    visitor: Callable[..., Visitor],
+) -> None:
+    page = visitor()
+    page.choose("Range", "Last 7 days")
+    page.choose_filter("Region", "Nowhere")
+    page.choose_clock("Household's time")
+    wanted = {"range": ["7d"], "region": ["Nowhere"], "clock": ["local"]}
+    page.wait_for_url(wanted)
+    page.choose_page("devices")
+    page.wait_for_url(wanted)
+    page.reload()
+    page.wait_for_url(wanted)
+    page.wait_for_text("Showing only Region: Nowhere")
+    assert page.metric("Devices") == "3"
+
+
+def test_a_row_leads_to_its_device_and_a_bar_to_its_hour(visitor: Callable[..., Visitor]) -> None:
+    page = visitor("/?range=7d")
+    page.select_first_row("worst devices")
+    page.wait_for_text("Door over time")
+    page.wait_for_url({"range": ["7d"], "device": ["left-open"]})
+    assert urlsplit(page.url).path == "/devices"
+
+    page.choose_page("access")
+    page.click_bar("Fail rate by Model", "Gate X")
+    page.wait_for_text("Showing only Model: Gate X")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_names_and_contrast_are_those_that_axe_asks_for(visitor: Callable[..., Visitor], scheme: str) -> None:
+    page = visitor(scheme=scheme)
+    found = []
+    for path in ("/", *(f"/{name}" for name in PAGES[1:]), "/devices?device=left-open"):
+        page.open(path)
+        report = Axe().run(page.page, options={"resultTypes": ["violations"]}).response
+        found += [(path, fault["id"], fault["nodes"][0]["html"][-150:]) for fault in report["violations"]]
+    assert found == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_fits_a_telephone(visitor: Callable[..., Visitor], name: str) -> None:
+    page = visitor(f"/{name}" if name != "overview" else "/", width=390, height=844)
+    assert page.page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= 390
+
+
+def test_the_first_glance_needs_no_scrolling(visitor: Callable[..., Visitor]) -> None:
+    page = visitor(width=1440, height=900)
+    for label in ("Devices online", "Open too long now", "Critical, going on", "Batteries, 14 days"):
+        box = page.page.get_by_test_id("stMetric").filter(has_text=label).bounding_box()
+        assert box["y"] + box["height"] < 900
