@@ -31,6 +31,7 @@ PAGES = {
 TIGHTER = """<style>
 [data-testid="stMainBlockContainer"] { padding-top: 4rem; padding-bottom: 1rem; }
 [data-testid="stMainBlockContainer"] h1 { font-size: 1.6rem; padding: 0; }
+@media (max-width: 640px) { .st-key-head > :nth-child(-n+2) { flex-basis: 100%; } }
 </style>"""
 
 
@@ -73,7 +74,7 @@ page = st.navigation(
     position="top",
 )
 st.html(TIGHTER)
-head = st.container(horizontal=True, vertical_alignment="center")
+head = st.container(key="head", horizontal=True, vertical_alignment="center")
 with head:
     st.title(page.title, anchor=False, width="content")
     freshness()

@@ -146,9 +146,7 @@ def show_days(view: View) -> None:
     target = (
         alt.Chart(long.head(1)).mark_rule(aria=False, strokeDash=[4, 4], color=parts.GREY).encode(y=alt.datum(0.99))
     )
-    st.altair_chart(
-        (lines + target.encode(y=alt.datum(0.99))).properties(height=200), alt="Uptime and completeness by day"
-    )
+    st.altair_chart((lines + target).properties(height=200), alt="Uptime and completeness by day")
     st.caption("Dashed: the target of 99 %. A gap is a day of which nothing is known.")
 
 

@@ -223,8 +223,10 @@ def show_states(view: View, device: pd.Series, found: pd.DataFrame) -> None:
     hours = spans.assign(hours=(spans.until - spans.since).dt.total_seconds() / 3600).groupby("state").hours.sum()
     for bound in ("since", "until"):
         spans[bound] = parts.wall_clock(view, spans[bound], device.time_zone)
+    bounds = parts.wall_clock(view, pd.Series([view.since, view.until]), device.time_zone)
+    whole = alt.Scale(type="utc", domain=[f"{at:%Y-%m-%dT%H:%M:%SZ}" for at in bounds])
     chart = alt.Chart(spans).mark_bar(height=18).encode(
-        x=alt.X("since:T", title=view.clock, scale=alt.Scale(type="utc")), x2="until:T",
+        x=alt.X("since:T", title=view.clock, scale=whole), x2="until:T",
         y=alt.Y("state:N", title=None, sort=list(parts.STATE_COLOURS)),
         color=alt.Color("state:N", scale=parts.colours(parts.STATE_COLOURS), legend=None),
         tooltip=["state", *(alt.Tooltip(f"{bound}:T", format="%Y-%m-%d %H:%M:%S") for bound in ("since", "until"))],

@@ -273,10 +273,11 @@ def show_heat_map(view: View) -> None:
         st.caption("No events in these days.")
         return
     found["weekday"] = [WEEKDAYS[number - 1] for number in found.weekday]
-    chart = alt.Chart(found).mark_rect().encode(
+    chart = alt.Chart(found).mark_rect(color=parts.EVENT_COLOURS["open"]).encode(
         x=alt.X("hour:O", title=f"hour, {view.clock}", axis=alt.Axis(labelAngle=0, values=list(range(0, 24, 3)))),
         y=alt.Y("weekday:O", title=None, sort=WEEKDAYS),
-        color=alt.Color("events:Q", title="events", scale=alt.Scale(scheme="blues"), legend=alt.Legend(orient="top")),
+        # by opacity: more is stronger on a light page and on a dark one
+        opacity=alt.Opacity("events:Q", scale=alt.Scale(range=[0.1, 1]), legend=alt.Legend(orient="top")),
         tooltip=["weekday", "hour", parts.tip("events", ",")],
     ).properties(height=310)  # fmt: skip
     busiest = found.loc[found.events.idxmax()]
