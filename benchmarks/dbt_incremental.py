@@ -76,20 +76,21 @@ FROM pg_stat_statements"""
 
 
 class History:
-    """The raw tables up to a number of events; grows forward."""
+    """The raw tables up to a number of events; grows forward from `start`, at the same rate for each device."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, devices: int = DEVICES, start: str = START) -> None:
         self._connection = connection
+        self.events_per_day = EVENTS_PER_DAY * devices / DEVICES
+        self._sizes = {"start": start, "devices": devices, "interval": HEALTH_INTERVAL, "per_day": self.events_per_day}
         self.events = self._turns = 0
-        self._execute(REGISTRY.format(start=START, devices=DEVICES))
+        self._execute(REGISTRY.format(start=start, devices=devices))
 
     def grow(self, to: int) -> None:
         while self.events < to:
             last = min(to, self.events + PER_INSERT)
-            turns = round(last / EVENTS_PER_DAY * 86_400 / HEALTH_INTERVAL)
-            sizes = {"start": START, "devices": DEVICES, "interval": HEALTH_INTERVAL, "per_day": EVENTS_PER_DAY}
-            self._execute(EVENTS.format(first=self.events, last=last, **sizes))
-            self._execute(REPORTS.format(first=self._turns, last=turns, **sizes))
+            turns = round(last / self.events_per_day * 86_400 / HEALTH_INTERVAL)
+            self._execute(EVENTS.format(first=self.events, last=last, **self._sizes))
+            self._execute(REPORTS.format(first=self._turns, last=turns, **self._sizes))
             self.events, self._turns = last, turns
 
     def _execute(self, statement: str) -> None:

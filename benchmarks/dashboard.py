@@ -1,0 +1,190 @@
+"""How fast is the dashboard, at how many devices and events?
+
+    python benchmarks/dashboard.py [--devices N,N] [--events N]
+
+Fills a PostgreSQL of its own with the history of dbt_incremental.py (111 events a device and day, a health report every
+15 minutes), up to now, runs dbt, and starts the dashboard on it. For each number of devices it tells
+
+- the statements: every one that the eight pages and one device's page ask, for the last 24 hours, 7 and 30 days; each
+  five times on a warm server, of which the median counts; told are the slowest of each range, with its page;
+- a page: from asking for it to its numbers standing there, in Chromium, by a visitor who has been there before
+  (median of five), and the bytes that the server sent for it;
+- ten visitors who ask for the overview at the same moment: the last one's time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from dbt_incremental import HEALTH_INTERVAL, History, vacuum
+from warehouse import ROOT, build, temporary_warehouse
+
+sys.path[:0] = [str(ROOT / "analytics"), str(ROOT / "tests/dashboard")]
+PAGES = ("overview", "anomalies", "devices", "households", "access", "batteries", "connectivity", "pipeline")
+ONE_DEVICE = "devices?device=device-7"
+RANGES = ("24h", "7d", "30d")
+TIMES = 5
+VISITORS = 10
+
+
+class Statement(NamedTuple):
+    page: str
+    text: str
+    seconds: float
+
+    def name(self) -> str:
+        """The first relation that it reads."""
+        return next(word for word in self.text.split() if word.startswith(("live.", "marts.", "intermediate.")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--devices", type=_numbers, default=[300, 3000], metavar="N,N", help="default: 300,3000")
+    parser.add_argument("--events", type=float, default=10, help="millions of them (default: 10)")
+    args = parser.parse_args()
+    for devices in args.devices:
+        with temporary_warehouse(HEALTH_INTERVAL) as connection:
+            fill(connection, devices, round(args.events * 1e6))
+            print(f"\n{args.events:g} M events, {devices:,} devices", flush=True)
+            time_statements()
+            time_pages()
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def fill(connection: Any, devices: int, events: int) -> None:
+    days = events / (devices * 111.1)
+    start = datetime.now(UTC) - timedelta(days=days)
+    History(connection, devices, f"{start:%Y-%m-%dT%H:%M:%SZ}").grow(events)
+    vacuum(connection)
+    build("--full-refresh")
+    vacuum(connection)
+
+
+def time_statements() -> None:
+    import dashboard_queries
+
+    engine = dashboard_queries.connect()
+    print("\n| range | statements | slowest | of | next | of |\n|---|---|---|---|---|---|", flush=True)
+    for name in RANGES:
+        timed = {}
+        for page, query, parameters in asked(name):
+            key = (query, repr(sorted(parameters.items())))
+            if key not in timed:
+                timed[key] = Statement(page, query, time_one(engine, query, parameters))
+        slowest = sorted(timed.values(), key=lambda statement: -statement.seconds)
+        cells = (f"{1000 * each.seconds:.0f} ms | {each.page}, {each.name()}" for each in slowest[:2])
+        print(f"| {name} | {len(timed)} | {' | '.join(cells)} |", flush=True)
+    engine.dispose()
+
+
+def asked(range_name: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(page, statement, parameters) of everything that the pages ask of the database."""
+    import streamlit as st
+    from streamlit.testing.v1 import AppTest
+
+    import dashboard_queries
+
+    fetch, noted = dashboard_queries.fetch, []
+
+    def note(engine: Any, query: str, parameters: dict[str, Any]) -> Any:
+        noted.append((query, parameters))
+        return fetch(engine, query, parameters)
+
+    dashboard_queries.fetch = note
+    try:
+        for page in (*PAGES, ONE_DEVICE):
+            name, _, device = page.partition("?device=")
+            st.cache_data.clear()
+            app = AppTest.from_file(str(ROOT / "analytics/streamlit_app.py"), default_timeout=120)
+            app.query_params["range"] = range_name
+            if device:
+                app.query_params["device"] = device
+            if name != "overview":
+                app.switch_page(f"dashboard_pages/{name}.py")
+            app.run()
+            if app.exception:
+                raise SystemExit(f"{page}: {app.exception[0].value}")
+            yield from ((name, *each) for each in noted)
+            noted.clear()
+    finally:
+        dashboard_queries.fetch = fetch
+
+
+def time_one(engine: Any, query: str, parameters: dict[str, Any]) -> float:
+    import dashboard_queries
+
+    took = []
+    for _ in range(TIMES + 1):
+        began = time.perf_counter()
+        dashboard_queries.fetch(engine, query, parameters)
+        took.append(time.perf_counter() - began)
+    return statistics.median(took[1:])
+
+
+def time_pages() -> None:
+    import os
+
+    from browser import Visitor, browser_path, dashboard_server, open_browser
+
+    if not browser_path():
+        print("no Chromium here: apt install chromium", file=sys.stderr)
+        return
+    print("\n| page | s | kB |\n|---|---|---|", flush=True)
+    with dashboard_server(dict(os.environ)) as address, open_browser() as browser, ExitStack() as windows:
+        visitor = Visitor(browser, address)
+        windows.callback(visitor.close)
+        for page in (*PAGES, ONE_DEVICE):
+            path = "/" if page == "overview" else f"/{page}"
+            visitor.open(path)
+            visits = [visit(visitor, address + path) for _ in range(TIMES)]
+            seconds, received = (statistics.median(each) for each in zip(*visits, strict=True))
+            print(f"| {page.partition('?')[0] if '?' not in page else 'one device'} | {seconds:.2f}"
+                  f" | {received / 1000:.0f} |", flush=True)  # fmt: skip
+        others = [Visitor(browser, address) for _ in range(VISITORS)]
+        for other in others:
+            windows.callback(other.close)
+            other.open("/")
+        began = time.perf_counter()
+        for other in others:
+            other.page.goto(address, wait_until="commit")
+        for other in others:
+            other.page.get_by_test_id("stMetric").first.wait_for()
+        print(
+            f"\n{VISITORS} visitors at once: the last one's numbers after {time.perf_counter() - began:.2f} s",
+            flush=True,
+        )
+
+
+def visit(visitor: Any, url: str) -> tuple[float, int]:
+    """Seconds to the first numbers, and bytes that came over the page's WebSocket until all was drawn."""
+    received = 0
+
+    def count(frame: Any) -> None:
+        nonlocal received
+        received += len(frame)
+
+    def listen(socket: Any) -> None:
+        socket.on("framereceived", count)
+
+    visitor.page.on("websocket", listen)
+    began = time.perf_counter()
+    visitor.page.goto(url, wait_until="commit")
+    visitor.page.get_by_test_id("stMetric").first.wait_for()
+    seconds = time.perf_counter() - began
+    visitor.wait_until_drawn()
+    visitor.page.remove_listener("websocket", listen)
+    return seconds, received
+
+
+if __name__ == "__main__":
+    main()
