@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import altair as alt
+import pandas as pd
 import streamlit as st
 
 import dashboard_parts as parts
 from dashboard_parts import stored
-from dashboard_url import in_url
+from dashboard_url import go, in_url
 from dashboard_view import View
 
 BANDS = {
@@ -86,6 +87,11 @@ def show(view: View) -> None:
     show_by_type(view)
 
 
+def open_type(row: pd.Series) -> None:
+    """Its devices."""
+    go("dashboard_pages/devices.py", device_type=[row.device_type])
+
+
 def show_by_type(view: View) -> None:
     st.markdown("**Charge by device type**")
     found = stored(BY_TYPE, **view.fleet())
@@ -101,7 +107,7 @@ def show_by_type(view: View) -> None:
     st.altair_chart((whiskers + box + middle).properties(height=alt.Step(34)),
                     alt="Charge by device type: range, quartiles and median")  # fmt: skip
     parts.show_table(
-        found, "batteries by type", "", device_type="Type", devices=parts.number("Devices"),
+        found, "batteries by type", "", open_type, device_type="Type", devices=parts.number("Devices"),
         lowest=parts.number("Lowest, %", "%.0f"), median=parts.number("Median, %", "%.0f"),
         highest=parts.number("Highest, %", "%.0f"), drain_pct_per_day=parts.number("Points a day, median", "%.2f"),
     )  # fmt: skip

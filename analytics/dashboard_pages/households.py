@@ -71,9 +71,15 @@ def show(view: View) -> None:
     )  # fmt: skip
     st.markdown("**By region**")
     parts.show_table(
-        stored(BY_REGION, **view.fleet()), "regions", "", region="Region", households=parts.number("Households"),
+        stored(BY_REGION, **view.fleet()), "regions", "", open_region,
+        region="Region", households=parts.number("Households"),
         devices=parts.number("Devices"), online=parts.number("Online"), going_on=parts.number("Anomalies going on"),
     )  # fmt: skip
+
+
+def open_region(row: pd.Series) -> None:
+    """Its devices."""
+    go("dashboard_pages/devices.py", region=[row.region])
 
 
 def open_household(row: pd.Series) -> None:
