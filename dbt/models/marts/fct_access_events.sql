@@ -36,14 +36,20 @@ events as (
     where ingested_at > {{ seen('arrived_after') }}
     union
     select
-        event_id,
-        device_id,
-        event_type,
-        trigger_source,
-        event_at,
-        ingested_at
-    from {{ this }}
-    where device_id in ({{ changed_devices(seen('noticed_at')) }})
+        earlier.event_id,
+        earlier.device_id,
+        earlier.event_type,
+        earlier.trigger_source,
+        earlier.event_at,
+        earlier.ingested_at
+    from ({{ changed_devices(seen('noticed_at')) }}) as changed
+    cross join
+        lateral (
+            select *
+            from {{ this }} as candidates
+            where candidates.device_id = changed.device_id
+            offset 0  -- one look into the index for each device, where a join might read the whole table
+        ) as earlier
     {% endif %}
 ),
 

@@ -38,10 +38,16 @@ touched as (
         ) as events
     union
     select
-        device_id,
-        hour_starts_at
-    from {{ this }}
-    where device_id in ({{ changed_devices(seen('noticed_at')) }})
+        rows.device_id,
+        rows.hour_starts_at
+    from ({{ changed_devices(seen('noticed_at')) }}) as changed
+    cross join
+        lateral (
+            select *
+            from {{ this }} as candidates
+            where candidates.device_id = changed.device_id
+            offset 0
+        ) as rows
 ),
 {% endif %}
 

@@ -80,8 +80,14 @@ starts as (
 
 existing as (
     select rows.*
-    from {{ this }} as rows
-    inner join starts on rows.device_id = starts.device_id and rows.local_date >= starts.starts_on
+    from starts
+    cross join
+        lateral (
+            select *
+            from {{ this }} as candidates
+            where candidates.device_id = starts.device_id and candidates.local_date >= starts.starts_on
+            offset 0
+        ) as rows
 ),
 {% else %}
 starts as (

@@ -72,10 +72,16 @@ touched as (
         ) as reports
     union
     select
-        device_id,
-        hour_starts_at
-    from {{ this }}
-    where device_id in (select changed_devices.device_id from changed_devices)
+        rows.device_id,
+        rows.hour_starts_at
+    from changed_devices
+    cross join
+        lateral (
+            select *
+            from {{ this }} as candidates
+            where candidates.device_id = changed_devices.device_id
+            offset 0
+        ) as rows
 ),
 {% endif %}
 

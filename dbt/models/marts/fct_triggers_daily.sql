@@ -42,16 +42,28 @@ touched as (
         ) as events
     union
     select
-        household_id,
-        local_date
-    from {{ this }}
-    where household_id in (select changed_households.household_id from changed_households)
+        rows.household_id,
+        rows.local_date
+    from changed_households
+    cross join
+        lateral (
+            select *
+            from {{ this }} as candidates
+            where candidates.household_id = changed_households.household_id
+            offset 0
+        ) as rows
 ),
 
 existing as (
     select rows.*
-    from {{ this }} as rows
-    inner join touched on rows.household_id = touched.household_id and rows.local_date = touched.local_date
+    from touched
+    cross join
+        lateral (
+            select *
+            from {{ this }} as candidates
+            where candidates.household_id = touched.household_id and candidates.local_date = touched.local_date
+            offset 0
+        ) as rows
 ),
 {% endif %}
 
