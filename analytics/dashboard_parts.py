@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -225,7 +226,8 @@ def show_table(
     if rows.empty:
         st.caption(empty)
         return
-    key = f"table {name}"
+    # a selection is a row's number: where the rows are others it must not stay
+    key = f"table {name} {hash(tuple(map(str, rows.iloc[:, 0])))}"
     selection: Any = st.dataframe(
         rows, column_config=columns, column_order=list(columns), hide_index=True, key=key, height=height, alt=name,
         on_select="rerun" if open_row else "ignore", selection_mode="single-row",
@@ -252,6 +254,29 @@ def number(label: str, form: str = "localized") -> Any:
 
 def share(label: str) -> Any:
     return number(label, "percent")
+
+
+# --- a door's states ---
+
+LAYERS = {"offline": "offline", "open": "open", "observed": "closed"}  # the first of these that holds is shown
+
+
+def spans_of_states(found: pd.DataFrame) -> pd.DataFrame:
+    """Spans that follow each other: offline hides what the door did, open lies over closed.
+
+    found: state (open, offline, observed), since, until; spans of a state may touch others. Returns the same columns
+    with the states open, closed and offline.
+    """
+    cuts = sorted({*found.since, *found.until})
+    spans: list[dict[str, Any]] = []
+    for since, until in itertools.pairwise(cuts):
+        over = set(found.state[(found.since <= since) & (found.until >= until)])
+        state = next((shown for layer, shown in LAYERS.items() if layer in over), None)
+        if state and spans and spans[-1]["state"] == state and spans[-1]["until"] == since:
+            spans[-1]["until"] = until
+        elif state:
+            spans.append({"state": state, "since": since, "until": until})
+    return pd.DataFrame(spans, columns=["state", "since", "until"])
 
 
 # --- charts ---

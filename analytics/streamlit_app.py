@@ -3,9 +3,9 @@
     streamlit run analytics/streamlit_app.py          http://127.0.0.1:8501
 
 This file is the frame: navigation, freshness, the choice of time and devices. Each page is a file of dashboard_pages,
-with its SQL beside it. Live tiles tick every 2 seconds, what comes from the marts is kept for a minute; all viewers
-share each answer. It reads by libpq's variables (PGHOST …), and changes nothing. Where something is missing (no server,
-no tables, no rows, no marts) it says what to do next.
+with its SQL beside it. Live tiles tick every 2 seconds, what comes from the marts every minute; all viewers share each
+answer. It reads by libpq's variables (PGHOST …), and changes nothing. Where something is missing (no server, no tables,
+no rows, no marts) it says what to do next.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ PAGES = {
     "connectivity": ("Connectivity", "wifi"),
     "pipeline": ("Pipeline", "valve"),
 }
+REFRESH_S = 60
 # Streamlit leaves a hand's breadth above the first line and sets titles for a document: the overview is to fit a screen
 TIGHTER = """<style>
 [data-testid="stMainBlockContainer"] { padding-top: 4rem; padding-bottom: 1rem; }
@@ -64,6 +65,13 @@ def mart_pill() -> None:
             pill("Marts", marts, green_s=20 * 60, amber_s=35 * 60)  # dbt runs every 15 minutes: one run may be missed
 
 
+@st.fragment(run_every=REFRESH_S)
+def keep_up() -> None:
+    """Draws the whole page anew for a visitor who only looks: its range ends at the present, and dbt has run since."""
+    if not st.session_state.pop("drawn_now", False):
+        st.rerun()
+
+
 st.set_page_config(page_title="Smart Access", page_icon="🔐", layout="wide")
 begin()
 page = st.navigation(
@@ -74,6 +82,8 @@ page = st.navigation(
     position="top",
 )
 st.html(TIGHTER)
+st.session_state["drawn_now"] = True
+keep_up()
 head = st.container(key="head", horizontal=True, vertical_alignment="center")
 with head:
     st.title(page.title, anchor=False, width="content")

@@ -59,6 +59,7 @@ ORDER BY at
 
 
 def show(view: View) -> None:
+    in_url("anomaly")  # the one whose log is shown
     bar = st.container(horizontal=True, vertical_alignment="bottom")
     severities = bar.pills(
         "Severity", parts.SEVERITIES, selection_mode="multi", key=in_url("severity", [], parts.SEVERITIES)
@@ -84,10 +85,17 @@ def show(view: View) -> None:
     if len(found) == MOST:
         st.caption(f"The newest {MOST} of {counts.detections.sum():,}; a shorter range or a filter shows the rest.")
     parts.show_table(
-        found, "anomalies", "None with these severities and rules.", lambda row: show_log(row, view),
+        found, "anomalies", "None with these severities and rules.", remember,
         severity="Severity", what="Rule", device_id="Device", household_id="Household", evidence="Evidence",
         began=f"Began ({view.clock})", ended=f"Ended ({view.clock})",
     )  # fmt: skip
+    chosen = found[found.anomaly_id == st.session_state.get("anomaly")]
+    if len(chosen):
+        show_log(chosen.iloc[0], view)
+
+
+def remember(row: pd.Series) -> None:
+    st.session_state["anomaly"] = row.anomaly_id
 
 
 def show_counts(counts: pd.DataFrame) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from typing import Any
-
 import altair as alt
 import pandas as pd
 import streamlit as st
@@ -90,7 +87,6 @@ ORDER BY started_at DESC, anomaly_id
 LIMIT 200
 """
 
-LAYERS = {"offline": "offline", "open": "open", "observed": "closed"}  # the first of these that holds is shown
 FACTS = ("household_id", "device_type", "model", "firmware_version", "region", "time_zone")
 SIGNAL_BANDS = {"excellent": -50, "good": -67, "fair": -75, "weak": -85}  # dBm, from which on; below weak: unusable
 
@@ -196,27 +192,9 @@ def show_tiles(view: View, device: pd.Series) -> None:
     parts.tile(tiles, "Anomalies going on", f"{device.open_anomalies:,}")
 
 
-def spans_of_states(found: pd.DataFrame) -> pd.DataFrame:
-    """Spans that follow each other: offline hides what the door did, open lies over closed.
-
-    found: state (open, offline, observed), since, until; spans of a state may touch others. Returns the same columns
-    with the states open, closed and offline.
-    """
-    cuts = sorted({*found.since, *found.until})
-    spans: list[dict[str, Any]] = []
-    for since, until in itertools.pairwise(cuts):
-        over = set(found.state[(found.since <= since) & (found.until >= until)])
-        state = next((shown for layer, shown in LAYERS.items() if layer in over), None)
-        if state and spans and spans[-1]["state"] == state and spans[-1]["until"] == since:
-            spans[-1]["until"] = until
-        elif state:
-            spans.append({"state": state, "since": since, "until": until})
-    return pd.DataFrame(spans, columns=["state", "since", "until"])
-
-
 def show_states(view: View, device: pd.Series, found: pd.DataFrame) -> None:
     st.markdown("**Door over time**")
-    spans = spans_of_states(found)
+    spans = parts.spans_of_states(found)
     if spans.empty:
         st.caption("Nothing is known of the door in this range.")
         return
