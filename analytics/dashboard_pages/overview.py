@@ -274,8 +274,9 @@ def show_heat_map(view: View) -> None:
         return
     found["weekday"] = [WEEKDAYS[number - 1] for number in found.weekday]
     chart = alt.Chart(found).mark_rect(color=parts.EVENT_COLOURS["open"]).encode(
-        x=alt.X("hour:O", title=f"hour, {view.clock}", axis=alt.Axis(labelAngle=0, values=list(range(0, 24, 3)))),
-        y=alt.Y("weekday:O", title=None, sort=WEEKDAYS),
+        x=alt.X("hour:O", title=f"hour, {view.clock}", scale=alt.Scale(domain=list(range(24))),
+                axis=alt.Axis(labelAngle=0, values=list(range(0, 24, 3)))),
+        y=alt.Y("weekday:O", title=None, scale=alt.Scale(domain=WEEKDAYS)),
         # by opacity: more is stronger on a light page and on a dark one
         opacity=alt.Opacity("events:Q", scale=alt.Scale(range=[0.1, 1]), legend=alt.Legend(orient="top")),
         tooltip=["weekday", "hour", parts.tip("events", ",")],
