@@ -11,15 +11,7 @@ from dashboard_parts import stored
 from dashboard_url import go, in_url
 from dashboard_view import View
 
-BANDS = {
-    "empty": "#b91c1c",
-    "low": "#dc2626",
-    "within_7_days": "#ea580c",
-    "within_14_days": "#d97706",
-    "within_30_days": "#ca8a04",
-    "later": "#3b82f6",
-    "unknown": "#94a3b8",
-}
+BANDS = ["empty", "low", "within_7_days", "within_14_days", "within_30_days", "later", "unknown"]
 
 # days_to_* count from the newest reading: what has passed since then is taken off.
 WORK_LIST = """
@@ -53,7 +45,7 @@ GROUP BY 1
 ORDER BY 1
 """
 
-URGENT = ["empty", "low", "within_7_days", "within_14_days", "within_30_days"]
+URGENT = BANDS[:5]  # up to within_30_days
 
 
 def in_words(band: str) -> str:
@@ -70,11 +62,9 @@ def show(view: View) -> None:
     for band in BANDS:
         parts.tile(tiles, in_words(band).capitalize(), f"{counts.get(band, 0):,}")
 
-    bands = st.pills(
-        "Bands", list(BANDS), selection_mode="multi", format_func=in_words, key=in_url("band", URGENT, BANDS)
-    )
+    bands = st.pills("Bands", BANDS, selection_mode="multi", format_func=in_words, key=in_url("band", URGENT, BANDS))
     st.markdown("**Work list**, by days to empty")
-    found = stored(WORK_LIST, bands=bands or list(BANDS), **view.fleet())
+    found = stored(WORK_LIST, bands=bands or BANDS, **view.fleet())
     found["what"] = found.band.map(in_words)
     parts.show_table(
         found, "batteries", "No battery in these bands: nothing to change.", parts.open_device, height=420,

@@ -61,8 +61,7 @@ ORDER BY since
 
 # One row for each hour of the range, with NULLs where no report came: a line has its gap there.
 HEALTH = """
-SELECT hours.at AS bucket, battery_last_pct, signal_median_dbm, signal_p10_dbm, signal_band, reports,
-       reports_expected
+SELECT hours.at AS bucket, battery_last_pct, signal_median_dbm, signal_p10_dbm, signal_band
 FROM generate_series(date_trunc('hour', %(since)s::timestamptz), %(until)s - interval '1 microsecond',
                      interval '1 hour') AS hours (at)
 LEFT JOIN marts.fct_device_health_hourly AS health

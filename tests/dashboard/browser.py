@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,35 +26,20 @@ def browser_path() -> str | None:
 @contextmanager
 def dashboard_server(environment: dict[str, str]) -> Iterator[str]:
     """Runs the dashboard on a free port, and yields its address."""
-    from local_servers import free_port
+    from local_servers import free_port, is_listening
+    from local_servers.daemon import Daemon
 
     port = free_port()
     command = [sys.executable, "-m", "streamlit", "run", "analytics/streamlit_app.py"]
     options = ["--server.port", str(port), "--server.headless", "true"]
-    with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(
-            [*command, *options], cwd=ROOT, env={**os.environ, **environment}, stdout=log, stderr=log
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        server = Daemon("dashboard", Path(folder), Path(folder) / "dashboard.log")
+        server.start([*command, *options], environment, cwd=ROOT)
         try:
-            address = f"http://127.0.0.1:{port}"
-            deadline = time.monotonic() + PATIENCE_S
-            while not _is_up(address):
-                log.seek(0)
-                assert server.poll() is None, log.read().decode()
-                assert time.monotonic() < deadline, log.read().decode()
-                time.sleep(0.1)
-            yield address
+            server.wait_until(lambda: is_listening(port), PATIENCE_S)
+            yield f"http://127.0.0.1:{port}"
         finally:
-            server.terminate()
-            server.wait()
-
-
-def _is_up(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/_stcore/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
-        return False
+            server.stop()
 
 
 @contextmanager
