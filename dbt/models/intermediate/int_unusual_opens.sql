@@ -41,54 +41,56 @@ existing as (
 ),
 {% endif %}
 
-hours as (
+-- one bit for each hour of the day with an open: a window joins 28 days of them faster than it would join arrays
+days as (
     {% if is_incremental() %}
-    select hours.*
+    select
+        days.*,
+        days.local_date >= starts.starts_on as is_touched
     from starts
     cross join
         lateral (
-            select *
+            select
+                device_id,
+                local_date,
+                sum(opens) as opens,
+                bit_or(1 << local_hour) as open_hours
             from {{ ref('fct_access_hourly') }} as candidates
-            where candidates.device_id = starts.device_id and candidates.local_date >= starts.starts_on
+            where
+                candidates.device_id = starts.device_id
+                and candidates.local_date >= starts.starts_on - 28
+                and candidates.opens > 0
+            group by device_id, local_date
             offset 0  -- one look into the index for each device, where a join might read the whole table
-        ) as hours
-    where hours.opens > 0
+        ) as days
     {% else %}
-    select *
+    select
+        device_id,
+        local_date,
+        sum(opens) as opens,
+        bit_or(1 << local_hour) as open_hours,
+        true as is_touched
     from {{ ref('fct_access_hourly') }}
     where opens > 0
+    group by device_id, local_date
     {% endif %}
-),
-
-days as (
-    select distinct
-        device_id,
-        local_date
-    from hours
 ),
 
 -- what was usual: opens by hour of the day, in the 28 days before each of these days
 profiles as (
     select
-        days.device_id,
-        days.local_date,
-        sum(before.opens) as opens_before,
-        count(distinct before.local_date) as days_before,
-        array_agg(distinct before.local_hour) as usual_hours
+        device_id,
+        local_date,
+        is_touched,
+        sum(opens) over days_before as opens_before,
+        count(*) over days_before as days_before,
+        bit_or(open_hours) over days_before as usual_hours
     from days
-    cross join
-        lateral (
-            select *
-            from {{ ref('fct_access_hourly') }} as candidates
-            where
-                candidates.device_id = days.device_id
-                and candidates.local_date >= days.local_date - 28
-                and candidates.local_date < days.local_date
-                and candidates.opens > 0
-            offset 0
-        ) as before
-    group by days.device_id, days.local_date
-    having sum(before.opens) >= 50 and count(distinct before.local_date) >= 14
+    window days_before as (
+        partition by device_id
+        order by local_date
+        range between interval '28 days' preceding and interval '1 day' preceding
+    )
 ),
 
 computed as (
@@ -99,11 +101,25 @@ computed as (
         hours.local_date,
         hours.hour_starts_at,
         hours.source_ingested_at
-    from hours
-    inner join profiles on hours.device_id = profiles.device_id and hours.local_date = profiles.local_date
+    from profiles
+    cross join
+        lateral (
+            select *
+            from {{ ref('fct_access_hourly') }} as candidates
+            where
+                candidates.device_id = profiles.device_id
+                and candidates.local_date = profiles.local_date
+                and candidates.opens > 0
+            offset 0
+        ) as hours
     where
-        not profiles.usual_hours
-        && array[(hours.local_hour + 23) % 24, hours.local_hour, (hours.local_hour + 1) % 24]
+        profiles.is_touched
+        and profiles.opens_before >= 50
+        and profiles.days_before >= 14
+        -- neither in that hour nor in the one before or after it
+        and profiles.usual_hours & (1 << hours.local_hour) = 0
+        and profiles.usual_hours & (1 << ((hours.local_hour + 23) % 24)) = 0
+        and profiles.usual_hours & (1 << ((hours.local_hour + 1) % 24)) = 0
 )
 
 {{ with_vanished('computed', 'existing', ['device_id', 'hour_starts_at']) }}
