@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,22 +15,16 @@ from sqlalchemy.exc import DBAPIError
 import dashboard_queries as queries
 import pipeline_settings
 from dashboard_url import go
-from dashboard_view import CUSTOM, RANGES, View
+from dashboard_view import View, narrow_range
+from dashboard_words import age, moment
 
 # told apart by lightness too, on a light and on a dark page
 EVENT_COLOURS = {"open": "#3b82f6", "close": "#94a3b8", "fail": "#ea580c"}
 SEVERITIES = ["critical", "warning", "info"]
 SEVERITY_COLOURS = {"critical": "#dc2626", "warning": "#d97706", "info": "#64748b"}
 STATE_COLOURS = {"open": "#ea580c", "closed": "#3b82f6", "offline": "#94a3b8"}
-RULES = {  # of fct_anomalies
-    "failed_burst": "failed burst",
-    "left_open": "left open",
-    "silent": "silent",
-    "flapping": "flapping",
-    "battery_cliff": "battery cliff",
-    "unusual_hour": "unusual hour",
-}
 GREY = "#94a3b8"
+HOUR = pd.Timedelta(hours=1)
 SMALL_SAMPLE = 20  # attempts; below, a rate says little
 
 # SQLSTATEs; psycopg2 has none for a connection that could not be made
@@ -131,55 +124,6 @@ def database() -> str:
     return f"{server['PGHOST']}:{server['PGPORT']}/{server['PGDATABASE']}"
 
 
-# --- words for numbers ---
-
-
-def age(seconds: float) -> str:
-    """45 s, 12 min, 5 h or 3 d."""
-    for unit, size, up_to in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
-        if abs(seconds) < up_to:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86_400:.0f} d"
-
-
-def moment(at: pd.Timestamp, now: pd.Timestamp) -> str:
-    return f"{at:%H:%M:%S} UTC" if at.date() == now.date() else f"{at:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def range_in_words(view: View) -> str:
-    return "range chosen" if view.name == CUSTOM else RANGES[view.name].lower()
-
-
-def percent(share: Any, digits: int = 1) -> str:
-    """– where there is nothing that it would be a share of."""
-    return "–" if pd.isna(share) else f"{share:.{digits}%}"
-
-
-def points(now: Any, before: Any) -> str | None:
-    """The change of a share in percentage points."""
-    return None if pd.isna(now) or pd.isna(before) else f"{100 * (now - before):+.2f} points"
-
-
-def change(now: float, before: float) -> str | None:
-    """The change of a number in percent of what it was; None if that was nothing."""
-    return f"{(now - before) / before:+.1%}" if before else None
-
-
-def evidence_in_words(rule: str, evidence: dict[str, Any]) -> str:
-    """The numbers that a rule of fct_anomalies looked at, as a phrase."""
-    if rule == "failed_burst":
-        return f"{evidence['fails']} failures in {age(float(evidence['seconds']))}"
-    if rule == "unusual_hour":
-        return f"{evidence['opens']} opens; of {evidence['opens_before']} in 28 days none at that time"
-    if rule == "flapping":
-        return f"{evidence['changes']} changes in {evidence['reports']} reports"
-    if rule == "battery_cliff":
-        return f"from {evidence['from_pct']:.0f} % to {evidence['to_pct']:.0f} %"
-    if rule == "silent":
-        return f"{evidence['cause'].replace('_', ' ')}, for {age(evidence['seconds'])}"
-    return f"open for {age(evidence['seconds'])}, {evidence['status'].replace('_', ' ')}"
-
-
 def pill(kind: str, found: pd.DataFrame, green_s: float = 60, amber_s: float = 300) -> None:
     """How old the data is: green, amber and red, and the same in words.
 
@@ -239,13 +183,22 @@ def show_table(
     )  # fmt: skip
     if open_row:
         below.caption("Select a row to open it.")
-        if selection.selection.rows:
-            open_row(rows.iloc[selection.selection.rows[0]])
+        # a selection stays until another is made, but leads somewhere once
+        chosen, acted = selection.selection.rows, f"acted on {key}"
+        if chosen != st.session_state.get(acted, []):
+            st.session_state[acted] = chosen
+            if chosen:
+                open_row(rows.iloc[chosen[0]])
 
 
 def open_device(row: pd.Series) -> None:
     """Goes to the device's own view; the range, the clock and the filters go along."""
     go("dashboard_pages/devices.py", device=row.device_id)
+
+
+def open_household(row: pd.Series) -> None:
+    """Goes to the household's devices."""
+    go("dashboard_pages/devices.py", household=[row.household_id])
 
 
 def number(label: str, form: str = "localized") -> Any:
@@ -254,29 +207,6 @@ def number(label: str, form: str = "localized") -> Any:
 
 def share(label: str) -> Any:
     return number(label, "percent")
-
-
-# --- a door's states ---
-
-LAYERS = {"offline": "offline", "open": "open", "observed": "closed"}  # the first of these that holds is shown
-
-
-def spans_of_states(found: pd.DataFrame) -> pd.DataFrame:
-    """Spans that follow each other: offline hides what the door did, open lies over closed.
-
-    found: state (open, offline, observed), since, until; spans of a state may touch others. Returns the same columns
-    with the states open, closed and offline.
-    """
-    cuts = sorted({*found.since, *found.until})
-    spans: list[dict[str, Any]] = []
-    for since, until in itertools.pairwise(cuts):
-        over = set(found.state[(found.since <= since) & (found.until >= until)])
-        state = next((shown for layer, shown in LAYERS.items() if layer in over), None)
-        if state and spans and spans[-1]["state"] == state and spans[-1]["until"] == since:
-            spans[-1]["until"] = until
-        elif state:
-            spans.append({"state": state, "since": since, "until": until})
-    return pd.DataFrame(spans, columns=["state", "since", "until"])
 
 
 # --- charts ---
@@ -317,6 +247,16 @@ def wall_clock(view: View, times: pd.Series, time_zone: str) -> pd.Series:
 def as_utc(times: pd.Series) -> pd.Series:
     """Wall-clock times as the browser takes them: it would read a time without a zone as its own."""
     return pd.to_datetime(times).dt.tz_localize("UTC")
+
+
+def zoom(mark: dict[str, Any], step: pd.Timedelta) -> None:
+    """As on_click's act: narrows the range to the mark's bucket, or to the hour that it lies in."""
+    since = pd.Timestamp(mark["bucket"], unit="ms", tz="UTC")
+    until = since + step
+    if step < HOUR:
+        since = since.floor(HOUR)
+        until = since + HOUR
+    narrow_range(since.to_pydatetime(), until.to_pydatetime())
 
 
 def on_click(chart: Any, fields: Sequence[str], key: str, alt_text: str, act: Callable[[dict[str, Any]], None]) -> None:

@@ -5,7 +5,9 @@ dashboard_read, which may read the marts and the views of the schema `live` and 
 bound to TIME_LIMIT_S per statement, so that a page cannot hold up the pipeline.
 
 `{fleet}` in a statement stands for the viewer's choice of devices, `{bucket}` for the hour of a mart's row on the
-clock that the viewer chose; dashboard_view.View.parameters() has their parameters.
+clock that the viewer chose, `{access_hours}`, `{health_hours}` and `{signal_hours}` for the hours of those devices;
+dashboard_view.View.parameters() has their parameters. `{uptime}` and `{completeness}` are aggregates over rows of
+fct_device_daily_summary.
 
 An event is stored after it happened, or 5 minutes before it by a clock that runs ahead. So each bound on a live event's
 time comes with one on ingested_at, which has an index (BRIN, in the order of arrival). What comes from a clock further
@@ -37,6 +39,31 @@ FLEET = """(%(whole_fleet)s OR device_id IN (
 ))"""
 BUCKET = """CASE WHEN %(local)s THEN local_date + make_interval(hours => local_hour)
             ELSE date_trunc('hour', hour_starts_at AT TIME ZONE 'UTC') END"""
+# of the observed time, the share that lies in no silence; and health reports over the number expected in it
+UPTIME = "1 - sum(offline_minutes) / nullif(sum(observed_minutes), 0)"
+COMPLETENESS = """sum(completeness * observed_minutes)
+               / nullif(sum(observed_minutes) FILTER (WHERE completeness IS NOT NULL), 0)"""
+FRAGMENTS = {"{bucket}": BUCKET, "{uptime}": UPTIME, "{completeness}": COMPLETENESS}
+# Hours of the whole fleet are there in sums; those of a part of it are added up from its devices
+HOURS_OF_THE_FLEET = {
+    "{access_hours}": "marts.fct_fleet_hourly AS access_hours",
+    "{health_hours}": "(SELECT * FROM marts.fct_fleet_hourly WHERE reporting_devices > 0) AS health_hours",
+    "{signal_hours}": """(
+        SELECT hour_starts_at, local_date, local_hour, signal_band, devices
+        FROM marts.fct_fleet_hourly,
+        LATERAL (VALUES ('excellent', excellent_devices), ('good', good_devices), ('fair', fair_devices),
+                        ('weak', weak_devices), ('unusable', unusable_devices)) AS bands (signal_band, devices)
+    ) AS signal_hours""",
+}
+HOURS_OF_DEVICES = {
+    "{access_hours}": "(SELECT * FROM marts.fct_access_hourly WHERE {fleet}) AS access_hours",
+    "{health_hours}": "(SELECT * FROM marts.fct_device_health_hourly WHERE {fleet}) AS health_hours",
+    "{signal_hours}": """(
+        SELECT hour_starts_at, local_date, local_hour, signal_band, 1 AS devices
+        FROM marts.fct_device_health_hourly
+        WHERE signal_band IS NOT NULL AND {fleet}
+    ) AS signal_hours""",
+}
 
 CHOICES = """
 SELECT 'region' AS kind, region AS value FROM live.devices WHERE region IS NOT NULL
@@ -105,7 +132,9 @@ def connect() -> Engine:
 
 def fetch(engine: Engine, query: str, parameters: dict[str, Any]) -> pd.DataFrame:
     """The rows of one of the dashboard's statements. Raises sqlalchemy.exc.DBAPIError."""
-    statement = query.replace("{fleet}", FLEET).replace("{bucket}", BUCKET)
+    hours = HOURS_OF_THE_FLEET if parameters.get("whole_fleet") else HOURS_OF_DEVICES
+    for name, text in {**hours, **FRAGMENTS, "{fleet}": FLEET}.items():
+        query = query.replace(name, text)
     with engine.connect() as connection:
-        result = connection.exec_driver_sql(statement, parameters)
+        result = connection.exec_driver_sql(query, parameters)
         return pd.DataFrame(result.all(), columns=list(result.keys()))

@@ -26,6 +26,7 @@ DEFAULT = "24h"
 CLOCKS = {"utc": "UTC", "local": "Household's time"}
 FILTERS = {"region": "Region", "device_type": "Device type", "model": "Model", "household": "Household"}
 HOURLY_UP_TO = timedelta(days=7)  # a longer range is shown by the day
+BY_DEVICE_AND_HOUR_UP_TO = timedelta(days=2)
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,20 @@ class View:
         return self.until - self.since <= HOURLY_UP_TO
 
     @property
+    def is_by_day(self) -> bool:
+        """Whether what is counted by device is counted in whole household's days: hours would be too many to add up."""
+        return self.until - self.since > BY_DEVICE_AND_HOUR_UP_TO
+
+    @property
     def label(self) -> str:
         """The range in a tile's title."""
         length = self.until - self.since
         hours = length / timedelta(hours=1)
         return f"{hours:.3g} h" if hours <= 48 else f"{hours / 24:.3g} d"
+
+    @property
+    def range_in_words(self) -> str:
+        return "range chosen" if self.name == CUSTOM else RANGES[self.name].lower()
 
     @property
     def clock(self) -> str:

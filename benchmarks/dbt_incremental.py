@@ -46,11 +46,10 @@ SET synchronous_commit = off"""
 # Rows come in the order of their arrival, as the stream's do.
 EVENTS = """
 INSERT INTO raw_access_events (event_id, device_id, event_ts, event_type, trigger_source, ingested_at)
-SELECT uuidv7(event_ts - now()), 'device-' || floor(random() * {devices}), event_ts,
-       CASE WHEN kind < 0.485 THEN 'open' WHEN kind < 0.97 THEN 'close' ELSE 'fail' END,
+SELECT uuidv7(event_ts - now()), 'device-' || {device}, event_ts, {kind},
        (ARRAY['app', 'keypad', 'manual'])[1 + n % 3], at
 FROM (
-    SELECT n, at, random() AS kind,
+    SELECT n, at, random() AS draw,
            at - CASE WHEN random() < 0.01 THEN interval '20 hours' * random() ELSE interval '10 ms' END AS event_ts
     FROM (
         SELECT n, timestamptz '{start}' + n * interval '1 day' / {per_day} AS at
@@ -78,6 +77,9 @@ FROM pg_stat_statements"""
 class History:
     """The raw tables up to a number of events; grows forward from `start`, at the same rate for each device."""
 
+    device = "floor(random() * {devices})"
+    kind = "CASE WHEN draw < 0.485 THEN 'open' WHEN draw < 0.97 THEN 'close' ELSE 'fail' END"
+
     def __init__(self, connection: Any, devices: int = DEVICES, start: str = START) -> None:
         self._connection = connection
         self.events_per_day = EVENTS_PER_DAY * devices / DEVICES
@@ -89,7 +91,8 @@ class History:
         while self.events < to:
             last = min(to, self.events + PER_INSERT)
             turns = round(last / self.events_per_day * 86_400 / HEALTH_INTERVAL)
-            self._execute(EVENTS.format(first=self.events, last=last, **self._sizes))
+            expressions = {"device": self.device.format(**self._sizes), "kind": self.kind}
+            self._execute(EVENTS.format(first=self.events, last=last, **expressions, **self._sizes))
             self._execute(REPORTS.format(first=self._turns, last=turns, **self._sizes))
             self.events, self._turns = last, turns
 

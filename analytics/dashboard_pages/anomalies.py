@@ -9,9 +9,10 @@ import pandas as pd
 import streamlit as st
 
 import dashboard_parts as parts
-from dashboard_parts import RULES, evidence_in_words, stored
+from dashboard_parts import stored
 from dashboard_url import in_url
 from dashboard_view import View
+from dashboard_words import RULES, evidence_in_words
 
 MOST = 500
 LONGEST_LOG = pd.Timedelta(hours=6)

@@ -9,7 +9,7 @@ import streamlit as st
 import dashboard_parts as parts
 from dashboard_parts import stored
 from dashboard_url import go, in_url
-from dashboard_view import View
+from dashboard_view import View, narrow_to
 
 BANDS = ["empty", "low", "within_7_days", "within_14_days", "within_30_days", "later", "unknown"]
 
@@ -94,8 +94,10 @@ def show_by_type(view: View) -> None:
                  ("lowest", "lower_quartile", "median", "upper_quartile", "highest"))],
     )  # fmt: skip
     middle = base.mark_tick(aria=False, color="white", thickness=2, size=18).encode(x=alt.X("median:Q", scale=charge))
-    st.altair_chart((whiskers + box + middle).properties(height=alt.Step(34)),
-                    alt="Charge by device type: range, quartiles and median")  # fmt: skip
+    parts.on_click(
+        (whiskers + box + middle).properties(height=alt.Step(34)), ["device_type"], "charge",
+        "Charge by device type: range, quartiles and median", lambda mark: narrow_to(device_type=mark["device_type"]),
+    )  # fmt: skip
     parts.show_table(
         found, "batteries by type", "", open_type, device_type="Type", devices=parts.number("Devices"),
         lowest=parts.number("Lowest, %", "%.0f"), median=parts.number("Median, %", "%.0f"),

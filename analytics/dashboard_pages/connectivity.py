@@ -6,8 +6,11 @@ import altair as alt
 import streamlit as st
 
 import dashboard_parts as parts
-from dashboard_parts import age, stored
+import dashboard_words as words
+from dashboard_parts import stored
+from dashboard_url import in_url
 from dashboard_view import View
+from dashboard_words import age
 
 BAND_COLOURS = {
     "excellent": "#1d4ed8",
@@ -17,11 +20,12 @@ BAND_COLOURS = {
     "unusable": "#b91c1c",
 }
 
+HOURS = [str(hour) for hour in range(24)]
+
 TOTALS = """
 SELECT local_date >= (%(since)s::timestamptz AT TIME ZONE 'UTC')::date AS is_now,
-       1 - sum(offline_minutes) / nullif(sum(observed_minutes), 0) AS uptime,
-       sum(completeness * observed_minutes) / nullif(sum(observed_minutes) FILTER (WHERE completeness IS NOT NULL), 0)
-           AS completeness
+       {uptime} AS uptime,
+       {completeness} AS completeness
 FROM marts.fct_device_daily_summary
 WHERE local_date >= (%(earlier)s::timestamptz AT TIME ZONE 'UTC')::date
   AND local_date <= (%(until)s::timestamptz AT TIME ZONE 'UTC')::date AND {fleet}
@@ -31,9 +35,8 @@ GROUP BY 1
 # A day without a row is one of which nothing is known: the lines have a gap there.
 DAYS = """
 WITH days AS (
-    SELECT local_date, 1 - sum(offline_minutes) / nullif(sum(observed_minutes), 0) AS uptime,
-           sum(completeness * observed_minutes)
-           / nullif(sum(observed_minutes) FILTER (WHERE completeness IS NOT NULL), 0) AS completeness
+    SELECT local_date, {uptime} AS uptime,
+           {completeness} AS completeness
     FROM marts.fct_device_daily_summary
     WHERE local_date > (%(until)s::timestamptz AT TIME ZONE 'UTC')::date - 30
       AND local_date <= (%(until)s::timestamptz AT TIME ZONE 'UTC')::date AND {fleet}
@@ -56,10 +59,9 @@ LIMIT 200
 """
 
 LEAST_UPTIME = """
-SELECT device_id, 1 - sum(offline_minutes) / nullif(sum(observed_minutes), 0) AS uptime,
+SELECT device_id, {uptime} AS uptime,
        sum(offline_minutes) AS offline_minutes,
-       sum(completeness * observed_minutes)
-       / nullif(sum(observed_minutes) FILTER (WHERE completeness IS NOT NULL), 0) AS completeness
+       {completeness} AS completeness
 FROM marts.fct_device_daily_summary
 WHERE local_date >= (%(since)s::timestamptz AT TIME ZONE 'UTC')::date
   AND local_date <= (%(until)s::timestamptz AT TIME ZONE 'UTC')::date AND {fleet}
@@ -70,11 +72,23 @@ LIMIT 20
 """
 
 SIGNAL_BY_HOUR = """
-SELECT extract(hour FROM {bucket})::int AS hour, signal_band, count(*) AS device_hours,
-       (count(*) / sum(count(*)) OVER (PARTITION BY extract(hour FROM {bucket})))::float8 AS share
-FROM marts.fct_device_health_hourly
-WHERE hour_starts_at >= %(since)s AND hour_starts_at < %(until)s AND signal_band IS NOT NULL AND {fleet}
+SELECT extract(hour FROM {bucket})::int AS hour, signal_band, sum(devices)::bigint AS device_hours,
+       (sum(devices) / sum(sum(devices)) OVER (PARTITION BY extract(hour FROM {bucket})))::float8 AS share
+FROM {signal_hours}
+WHERE hour_starts_at >= %(since)s AND hour_starts_at < %(until)s
 GROUP BY extract(hour FROM {bucket}), signal_band
+HAVING sum(devices) > 0
+"""
+
+# Of one hour of the day and one band: whose it is most often.
+DEVICES_OF_BAND = """
+SELECT device_id, count(*) AS hours, avg(signal_median_dbm) AS signal_dbm
+FROM marts.fct_device_health_hourly
+WHERE hour_starts_at >= %(since)s AND hour_starts_at < %(until)s AND signal_band = %(band)s
+  AND extract(hour FROM {bucket}) = %(hour)s AND {fleet}
+GROUP BY device_id
+ORDER BY hours DESC, signal_dbm, device_id
+LIMIT 20
 """
 
 HISTOGRAM = """
@@ -83,6 +97,15 @@ FROM marts.rpt_device_current
 WHERE signal_dbm IS NOT NULL AND {fleet}
 GROUP BY 1
 ORDER BY 1
+"""
+
+
+DEVICES_OF_SIGNAL = """
+SELECT device_id, household_id, signal_dbm, signal_band
+FROM marts.rpt_device_current
+WHERE signal_dbm >= %(signal_from)s AND signal_dbm < %(signal_from)s + 5 AND {fleet}
+ORDER BY signal_dbm, device_id
+LIMIT 200
 """
 
 
@@ -100,8 +123,8 @@ def show(view: View) -> None:
         parts.tile(
             tiles,
             name.capitalize(),
-            parts.percent(now[name], 2),
-            parts.points(now[name], before[name]) if before is not None else None,
+            words.percent(now[name], 2),
+            words.points(now[name], before[name]) if before is not None else None,
             is_change=True,
             help=f"{meaning}; whole household's days of the range",
         )
@@ -124,7 +147,7 @@ def show(view: View) -> None:
             lasted="For", why="Cause", since=f"Since ({view.clock})", household_id="Household", region="Region",
         )  # fmt: skip
     with right:
-        st.markdown(f"**Least uptime**, whole days of the {parts.range_in_words(view)}")
+        st.markdown(f"**Least uptime**, whole days of the {view.range_in_words}")
         parts.show_table(
             stored(LEAST_UPTIME, **view.parameters()), "least uptime", "Nothing was observed.", parts.open_device,
             device_id="Device", uptime=parts.share("Uptime"), offline_minutes=parts.number("Minutes offline", "%.0f"),
@@ -165,7 +188,21 @@ def show_signal_by_hour(view: View) -> None:
         order="rank:Q",
         tooltip=["hour", "signal_band", parts.tip("share", ".1%"), parts.tip("device_hours", ",")],
     ).properties(height=220)  # fmt: skip
-    st.altair_chart(chart, alt="Share of device hours in each signal band, by hour of the day")
+    parts.on_click(
+        chart, ["hour", "signal_band"], "signal by hour",
+        "Share of device hours in each signal band, by hour of the day",
+        lambda mark: st.session_state.update(hour=str(mark["hour"]), band=mark["signal_band"]),
+    )  # fmt: skip
+    hour, band = (st.session_state[in_url(key, None, known)] for key, known in (("hour", HOURS), ("band", order)))
+    if hour and band:
+        st.markdown(
+            f"**{band} at {int(hour):02}:00** in the {view.range_in_words}: the devices with the most such hours"
+        )
+        parts.show_table(
+            stored(DEVICES_OF_BAND, hour=int(hour), band=band, **view.parameters()), f"{band} at {hour}", "None.",
+            parts.open_device, device_id="Device", hours=parts.number("Hours"),
+            signal_dbm=parts.number("Signal, dBm", "%.0f"),
+        )  # fmt: skip
 
 
 def show_histogram(view: View) -> None:
@@ -180,7 +217,18 @@ def show_histogram(view: View) -> None:
         y=alt.Y("devices:Q", title="devices"),
         tooltip=[alt.Tooltip("signal_from:Q", title="from"), alt.Tooltip("signal_to:Q", title="to"), "devices"],
     ).properties(height=220)  # fmt: skip
-    st.altair_chart(chart, alt="Devices by signal strength")
+    parts.on_click(
+        chart, ["signal_from"], "by signal", "Devices by signal strength",
+        lambda mark: st.session_state.update(signal=f"{mark['signal_from']:g}"),
+    )  # fmt: skip
+    chosen = st.session_state[in_url("signal", None, [f"{at:g}" for at in found.signal_from])]
+    if chosen:
+        st.markdown(f"**From {chosen} dBm**, weakest first")
+        parts.show_table(
+            stored(DEVICES_OF_SIGNAL, signal_from=float(chosen), **view.fleet()), f"signal from {chosen}", "None.",
+            parts.open_device, device_id="Device", signal_dbm=parts.number("Signal, dBm", "%.0f"), signal_band="Band",
+            household_id="Household",
+        )  # fmt: skip
 
 
 show(st.session_state["view"])

@@ -7,10 +7,12 @@ import pandas as pd
 import streamlit as st
 
 import dashboard_parts as parts
-from dashboard_parts import RULES, age, evidence_in_words, recent, stored
+from dashboard_doors import spans_of_states
+from dashboard_parts import recent, stored
 from dashboard_queries import health_interval_s
 from dashboard_url import in_url
 from dashboard_view import View
+from dashboard_words import RULES, age, evidence_in_words
 
 # The state is the marts', unless the device has fallen silent since: then nothing is known of its door.
 LIST = """
@@ -193,7 +195,7 @@ def show_tiles(view: View, device: pd.Series) -> None:
 
 def show_states(view: View, device: pd.Series, found: pd.DataFrame) -> None:
     st.markdown("**Door over time**")
-    spans = parts.spans_of_states(found)
+    spans = spans_of_states(found)
     if spans.empty:
         st.caption("Nothing is known of the door in this range.")
         return

@@ -23,7 +23,7 @@ access AS (
     SELECT current.household_id, sum(opens)::bigint AS opens, sum(fails)::bigint AS fails,
            sum(fails)::float8 / nullif(sum(opens + fails), 0)::float8 AS fail_rate,
            sum(left_open_minutes) AS left_open_minutes,
-           1 - sum(offline_minutes) / nullif(sum(observed_minutes), 0) AS uptime
+           {uptime} AS uptime
     FROM marts.fct_device_daily_summary AS days
     INNER JOIN marts.rpt_device_current AS current USING (device_id)
     WHERE local_date >= (%(since)s::timestamptz AT TIME ZONE 'UTC')::date
@@ -60,9 +60,9 @@ def show(view: View) -> None:
     parts.tile(tiles, "With a device offline", f"{(found.online < found.devices).sum():,}", help="As of dbt's last run")
     parts.tile(tiles, "With a low battery", f"{(found.batteries > 0).sum():,}")
 
-    st.markdown(f"**Households**, whole days of the {parts.range_in_words(view)}")
+    st.markdown(f"**Households**, whole days of the {view.range_in_words}")
     parts.show_table(
-        found, "households", "", open_household, height=420,
+        found, "households", "", parts.open_household, height=420,
         household_id="Household", region="Region", time_zone="Time zone", devices=parts.number("Devices"),
         online=parts.number("Online"), going_on=parts.number("Anomalies going on"),
         batteries=parts.number("Low batteries"), opens=parts.number("Opens"), fails=parts.number("Fails"),
@@ -80,11 +80,6 @@ def show(view: View) -> None:
 def open_region(row: pd.Series) -> None:
     """Its devices."""
     go("dashboard_pages/devices.py", region=[row.region])
-
-
-def open_household(row: pd.Series) -> None:
-    """Its devices."""
-    go("dashboard_pages/devices.py", household=[row.household_id])
 
 
 show(st.session_state["view"])

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+from typing import Any
+
 import altair as alt
 import pandas as pd
 import streamlit as st
 
 import dashboard_parts as parts
 import dashboard_queries as queries
-from dashboard_parts import RULES, live, recent, stored
+import dashboard_words as words
+from dashboard_parts import live, recent, stored
 from dashboard_queries import health_interval_s
 from dashboard_view import View, narrow_range
+from dashboard_words import RULES
 
 UPTIME_TARGET = 0.99
 
@@ -38,13 +43,13 @@ SELECT sum(fails) FILTER (WHERE hour_starts_at >= %(since)s)::float8
        / nullif(sum(attempts) FILTER (WHERE hour_starts_at >= %(since)s), 0)::float8 AS now,
        sum(fails) FILTER (WHERE hour_starts_at < %(since)s)::float8
        / nullif(sum(attempts) FILTER (WHERE hour_starts_at < %(since)s), 0)::float8 AS before
-FROM marts.fct_access_hourly
-WHERE hour_starts_at >= %(earlier)s AND hour_starts_at < %(until)s AND {fleet}
+FROM {access_hours}
+WHERE hour_starts_at >= %(earlier)s AND hour_starts_at < %(until)s
 """
 
 UPTIME = """
 SELECT date_trunc('month', now() AT TIME ZONE 'UTC')::date AS since,
-       1 - sum(offline_minutes) / nullif(sum(observed_minutes), 0) AS uptime
+       {uptime} AS uptime
 FROM marts.fct_device_daily_summary
 WHERE local_date >= date_trunc('month', now() AT TIME ZONE 'UTC')::date AND {fleet}
 """
@@ -53,14 +58,14 @@ WHERE local_date >= date_trunc('month', now() AT TIME ZONE 'UTC')::date AND {fle
 EVENTS_BY_HOUR = """
 WITH events AS (
     SELECT {bucket} AS bucket, sum(opens) AS opens, sum(closes) AS closes, sum(fails) AS fails
-    FROM marts.fct_access_hourly
-    WHERE hour_starts_at >= %(since)s AND hour_starts_at < %(until)s AND {fleet}
+    FROM {access_hours}
+    WHERE hour_starts_at >= %(since)s AND hour_starts_at < %(until)s
     GROUP BY 1
 ),
 reports AS (
     SELECT {bucket} AS bucket
-    FROM marts.fct_device_health_hourly
-    WHERE hour_starts_at >= %(since)s AND hour_starts_at < %(until)s AND {fleet}
+    FROM {health_hours}
+    WHERE hour_starts_at >= %(since)s AND hour_starts_at < %(until)s
     GROUP BY 1
 ),
 known AS (SELECT bucket FROM events UNION SELECT bucket FROM reports),
@@ -103,10 +108,11 @@ ORDER BY bucket
 HEAT_MAP = """
 SELECT extract(isodow FROM {bucket})::int AS weekday, extract(hour FROM {bucket})::int AS hour,
        sum(opens + closes + fails)::bigint AS events
-FROM marts.fct_access_hourly
+FROM {access_hours}
 WHERE hour_starts_at >= date_trunc('hour', %(until)s::timestamptz) - interval '7 days'
-  AND hour_starts_at < %(until)s AND {fleet}
+  AND hour_starts_at < %(until)s
 GROUP BY 1, 2
+HAVING sum(opens + closes + fails) > 0
 """
 
 NEWEST_ANOMALIES = """
@@ -119,6 +125,15 @@ LEFT JOIN live.devices USING (device_id)
 ORDER BY anomalies.started_at DESC, anomalies.anomaly_id
 """
 
+BY_HOUR = """(
+        SELECT * FROM marts.fct_access_hourly WHERE hour_starts_at >= %(since)s AND hour_starts_at < %(until)s
+    ) AS hours"""
+BY_DAY = """(
+        SELECT * FROM marts.fct_device_daily_summary
+        WHERE local_date >= (%(since)s::timestamptz AT TIME ZONE 'UTC')::date
+          AND local_date <= (%(until)s::timestamptz AT TIME ZONE 'UTC')::date
+    ) AS days"""
+
 # Worst first: what is going on, then what was critical, then how much went wrong.
 WORST_DEVICES = """
 WITH anomalies AS (
@@ -129,10 +144,10 @@ WITH anomalies AS (
     GROUP BY device_id
 ),
 access AS (
-    SELECT device_id, sum(fails)::bigint AS fails, sum(attempts)::bigint AS attempts,
-           sum(fails)::float8 / nullif(sum(attempts), 0)::float8 AS fail_rate
-    FROM marts.fct_access_hourly
-    WHERE hour_starts_at >= %(since)s AND hour_starts_at < %(until)s AND {fleet}
+    SELECT device_id, sum(fails)::bigint AS fails,
+           sum(fails)::float8 / nullif(sum(opens + fails), 0)::float8 AS fail_rate
+    FROM {access_by_device}
+    WHERE {fleet}
     GROUP BY device_id
 )
 SELECT device_id, coalesce(going_on, 0) AS going_on, coalesce(critical, 0) AS critical,
@@ -194,8 +209,8 @@ def show_tiles(view: View) -> None:
         parts.tile(
             tiles,
             f"Fail rate, {view.label}",
-            parts.percent(rates.now),
-            parts.points(rates.now, rates.before),
+            words.percent(rates.now),
+            words.points(rates.now, rates.before),
             tone="inverse",
             is_change=True,
             help="fails / (opens + fails), and the change on the period before; – without an attempt. From the marts",
@@ -212,7 +227,7 @@ def show_tiles(view: View) -> None:
         parts.tile(
             tiles,
             f"Uptime since {slo.since:%b} 1",
-            parts.percent(slo.uptime, 2),
+            words.percent(slo.uptime, 2),
             note=None
             if pd.isna(slo.uptime)
             else f"{'meets' if slo.uptime >= UPTIME_TARGET else 'misses'} {UPTIME_TARGET:.0%}",
@@ -228,7 +243,7 @@ def show_events(view: View) -> None:
         st.caption("No data in this range: neither events nor health reports. Choose another range.")
         return
     events["bucket"] = parts.as_utc(events.bucket)
-    step = pd.Timedelta(hours=1) if view.is_hourly else pd.Timedelta(days=1)
+    step = parts.HOUR if view.is_hourly else 24 * parts.HOUR
     events["bucket_ends"] = events.bucket + step
     by_type = events[~events.is_unknown].melt(
         ["bucket", "bucket_ends"], list(parts.EVENT_COLOURS), var_name="event", value_name="events"
@@ -256,14 +271,9 @@ def show_events(view: View) -> None:
     if view.is_local:
         st.altair_chart(layers, alt=f"Events over time: {said}")
     else:
-        parts.on_click(layers, ["bucket"], "events", f"Events over time: {said}", lambda mark: zoom(mark, step))
+        parts.on_click(layers, ["bucket"], "events", f"Events over time: {said}", lambda mark: parts.zoom(mark, step))
     st.altair_chart(rate.properties(height=120), alt="Fail rate over time")
     st.caption(f"{said}." + (f" Grey: {len(unknown)} without any data (yet)." if len(unknown) else ""))
-
-
-def zoom(mark: dict[str, float], step: pd.Timedelta) -> None:
-    since = pd.Timestamp(mark["bucket"], unit="ms", tz="UTC")
-    narrow_range(since.to_pydatetime(), (since + step).to_pydatetime())
 
 
 def show_heat_map(view: View) -> None:
@@ -282,8 +292,20 @@ def show_heat_map(view: View) -> None:
         tooltip=["weekday", "hour", parts.tip("events", ",")],
     ).properties(height=310)  # fmt: skip
     busiest = found.loc[found.events.idxmax()]
-    st.altair_chart(chart, alt=f"Events by weekday and hour; most on {busiest.weekday} at {busiest.hour}")
+    said = f"Events by weekday and hour; most on {busiest.weekday} at {busiest.hour}"
+    if view.is_local:  # an hour of a household's day is another moment in each zone
+        st.altair_chart(chart, alt=said)
+    else:
+        parts.on_click(chart, ["weekday", "hour"], "week", said, lambda mark: show_hour(mark, view.until))
     st.caption(f"Busiest: {busiest.weekday}, {busiest.hour:02}:00, {busiest.events:,} events.")
+
+
+def show_hour(mark: dict[str, Any], until: datetime) -> None:
+    """Narrows the range to the cell's hour: its last before `until`."""
+    at = until.replace(minute=0)
+    while at == until or (WEEKDAYS[at.weekday()], at.hour) != (mark["weekday"], mark["hour"]):
+        at -= timedelta(hours=1)
+    narrow_range(at, at + timedelta(hours=1))
 
 
 @st.fragment(run_every=2)
@@ -296,17 +318,11 @@ def show_tail(view: View) -> None:
                 break
             older = recent(queries.LATEST_EVENTS, span=span, **view.fleet())
             latest = pd.concat([latest, older]).drop_duplicates("event_id").head(queries.TAIL)
-        if latest.empty:
-            st.caption("No event yet of these devices.")
-            return
         latest["happened"] = view.shown(latest.event_ts, latest.time_zone)
-        st.dataframe(
-            latest, hide_index=True, height=250, alt="Latest events",
-            column_order=["happened", "event_type", "device_id", "trigger_source", "seconds_to_row"],
-            column_config={
-                "happened": f"Happened ({view.clock})", "event_type": "Event", "device_id": "Device",
-                "trigger_source": "Trigger", "seconds_to_row": parts.number("Seconds to row", "%.3f"),
-            },
+        parts.show_table(
+            latest, "latest events", "No event yet of these devices.", parts.open_device, height=250,
+            happened=f"Happened ({view.clock})", event_type="Event", device_id="Device", trigger_source="Trigger",
+            seconds_to_row=parts.number("Seconds to row", "%.3f"),
         )  # fmt: skip
 
 
@@ -322,9 +338,10 @@ def show_newest_anomalies(view: View) -> None:
 
 
 def show_worst_devices(view: View) -> None:
-    st.markdown("**Worst ten devices**")
+    st.markdown("**Worst ten devices**" + (", failures of whole days" if view.is_by_day else ""))
+    query = WORST_DEVICES.replace("{access_by_device}", BY_DAY if view.is_by_day else BY_HOUR)
     parts.show_table(
-        stored(WORST_DEVICES, **view.parameters()), "worst devices", "Nothing went wrong in this range.",
+        stored(query, **view.parameters()), "worst devices", "Nothing went wrong in this range.",
         parts.open_device, height=250,
         device_id="Device", going_on=parts.number("Going on"), critical=parts.number("Critical"),
         anomalies=parts.number("Anomalies"), fails=parts.number("Fails"), fail_rate=parts.share("Fail rate"),

@@ -7,7 +7,9 @@ import pandas as pd
 import streamlit as st
 
 import dashboard_parts as parts
+import dashboard_words as words
 from dashboard_parts import recent, stored
+from dashboard_url import go, in_url
 from dashboard_view import View
 
 # What the consumers did, by the minute: live, as the sink writes it with the rows.
@@ -45,6 +47,15 @@ FROM live.dead_letters
 WHERE fate IS NULL OR created_at >= %(since)s
 GROUP BY reason, topic
 ORDER BY unsettled DESC, records DESC, reason, topic
+"""
+
+DEAD_LETTERS_OF = """
+SELECT created_at, detail, coalesce(fate, 'unsettled') AS fate,
+       coalesce(source_file || ', line ' || source_line, topic || ' ' || partition || ', offset ' || "offset") AS origin
+FROM live.dead_letters
+WHERE reason = %(reason)s AND topic = %(topic)s AND (fate IS NULL OR created_at >= %(since)s)
+ORDER BY created_at DESC, dead_letter_id DESC
+LIMIT 200
 """
 
 DBT_RUNS = """
@@ -106,7 +117,7 @@ def width(view: View) -> pd.Timedelta:
 
 def show_rate(view: View) -> None:
     step = width(view)
-    st.markdown(f"**Records consumed** per {parts.age(step.total_seconds())}, live")
+    st.markdown(f"**Records consumed** per {words.age(step.total_seconds())}, live")
     bounds = {"width": step.to_pytimedelta(), "since": view.since, "until": view.until}
     found = recent(RATE, **bounds)
     if found.empty:
@@ -121,7 +132,9 @@ def show_rate(view: View) -> None:
     ).properties(height=230)  # fmt: skip
     total = found.groupby("outcome").records.sum()
     said = ", ".join(f"{total.get(outcome, 0):,} {outcome}" for outcome in OUTCOMES)
-    st.altair_chart(chart, alt=f"Records consumed over time: {said}")
+    parts.on_click(
+        chart, ["bucket"], "rate", f"Records consumed over time: {said}", lambda mark: parts.zoom(mark, step)
+    )
     st.caption(f"{said}.")
 
 
@@ -154,9 +167,19 @@ def show_dead_letters(view: View) -> None:
     found = recent(DEAD_LETTERS, since=view.since)
     found["at"] = pd.to_datetime(found.newest, utc=True).dt.strftime("%Y-%m-%d %H:%M:%S")
     parts.show_table(
-        found, "dead letters", "None: every record was fit to be stored.", reason="Reason", topic="Topic",
+        found, "dead letters", "None: every record was fit to be stored.",
+        lambda row: go(reason=row.reason, topic=row.topic), reason="Reason", topic="Topic",
         records=parts.number("Records"), unsettled=parts.number("Unsettled"), at="Newest (UTC)", example="For example",
     )  # fmt: skip
+    reason, topic = (st.session_state[in_url(key)] for key in ("reason", "topic"))
+    if reason and topic:
+        st.markdown(f"**{reason} of {topic}**, the newest 200")
+        letters = recent(DEAD_LETTERS_OF, reason=reason, topic=topic, since=view.since)
+        letters["at"] = pd.to_datetime(letters.created_at, utc=True).dt.strftime("%Y-%m-%d %H:%M:%S")
+        parts.show_table(
+            letters, f"{reason} of {topic}", "None in this range.", at="Refused (UTC)", detail="What was wrong",
+            origin="Where it came from", fate="Fate",
+        )  # fmt: skip
     if len(found):
         st.caption(
             "`python streaming/replay_dead_letters.py list` shows them; `replay` tries them anew once their cause is "

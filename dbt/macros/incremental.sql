@@ -140,7 +140,10 @@
     {% endif %}
 {% endmacro %}
 
-{#- Devices whose version, household or time zone has changed since this model's last run: their rows are made anew. -#}
-{% macro changed_devices(noticed_at) %}
-    select device_id from {{ ref('int_device_changes') }} where changed_at > {{ noticed_at }}
+{#-
+  Devices whose version, household or time zone has changed since this model's last run: their rows are made anew. With
+  what='moved_at' only those of another household, region or time zone.
+-#}
+{% macro changed_devices(noticed_at, what='changed_at') %}
+    select device_id from {{ ref('int_device_changes') }} where {{ what }} > {{ noticed_at }}
 {% endmacro %}

@@ -6,11 +6,13 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
 ROOT = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -62,6 +64,7 @@ class Visitor:
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         context.set_default_timeout(1000 * PATIENCE_S)
         self.page = context.new_page()
+        self.runs = 0
         self.complaints: list[str] = []
         self.strangers: list[str] = []
         self.failed: list[str] = []
@@ -128,9 +131,33 @@ class Visitor:
         self.page.get_by_role("radio", name=name).or_(self.page.get_by_role("button", name=name)).first.click()
         self.wait_until_drawn()
 
+    def query(self) -> dict[str, list[str]]:
+        return parse_qs(urlsplit(self.url).query)
+
     def wait_for_url(self, query: dict[str, list[str]]) -> None:
+        self.wait_until(lambda: self.query() == query)
+
+    def wait_for_url_with(self, names: set[str]) -> dict[str, str]:
+        """Until the URL names these and nothing else; returns what it says of them, the first of each."""
+        self.wait_until(lambda: self.query().keys() == names)
+        return {name: values[0] for name, values in self.query().items()}
+
+    def wait_for_other_url(self, query: dict[str, str]) -> None:
+        self.wait_until(lambda: {name: values[0] for name, values in self.query().items()} != query)
+
+    def count_runs_of_the_whole_page(self) -> None:
+        """Counts in `runs`, from the next load on, how often the server ran the script, not only a fragment of it."""
+
+        def note(frame: bytes) -> None:
+            message = ForwardMsg.FromString(frame)
+            if message.WhichOneof("type") == "script_finished":
+                self.runs += message.script_finished == ForwardMsg.FINISHED_SUCCESSFULLY  # not: a fragment's run
+
+        self.page.on("websocket", lambda socket: socket.on("framereceived", note))
+
+    def wait_until(self, holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S
-        while parse_qs(urlsplit(self.url).query) != query:
+        while not holds():
             assert time.monotonic() < deadline, self.url
             self.page.wait_for_timeout(100)
 
@@ -146,6 +173,13 @@ class Visitor:
         box = self.page.locator(f'[aria-label="{table}"]').first.bounding_box()
         self.page.mouse.click(box["x"] + 16, box["y"] + 52)
 
-    def click_bar(self, chart: str, described: str) -> None:
-        bars = f'[aria-label="{chart}"] [aria-roledescription="bar"][aria-label*="{described}"]'
-        self.page.locator(bars).first.click()
+    def click_bar(self, chart: str, last: bool = False) -> None:
+        bars = f'[aria-label^="{chart}"] [role="graphics-symbol"]:is([aria-roledescription="bar"], path)'
+        shown = self.page.locator(bars).filter(visible=True)  # not: a bar of no length
+        (shown.last if last else shown.first).click()
+
+    def download(self) -> Path:
+        """Clicks the first table's button, and returns the file that came."""
+        with self.page.expect_download() as coming:
+            self.page.get_by_test_id("stDownloadButton").first.click()
+        return Path(coming.value.path())

@@ -19,7 +19,7 @@ import pipeline_settings
 from simulator import Simulator
 
 ROOT = pipeline_settings.ROOT
-sys.path += [str(ROOT / "analytics"), str(ROOT / "benchmarks")]
+sys.path.append(str(ROOT / "benchmarks"))
 from detectors import store  # noqa: E402
 
 HEALTH_INTERVAL = 300

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
+import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import Visitor, browser_path, dashboard_server, open_browser
@@ -88,16 +90,73 @@ def test_the_choice_of_range_devices_and_clock_survives_a_reload_and_another_pag
     assert page.metric("Devices") == "3"
 
 
-def test_a_row_leads_to_its_device_and_a_bar_to_its_hour(visitor: Callable[..., Visitor]) -> None:
+def test_a_row_leads_to_its_device(visitor: Callable[..., Visitor]) -> None:
     page = visitor("/?range=7d")
     page.select_first_row("worst devices")
     page.wait_for_text("Door over time")
     page.wait_for_url({"range": ["7d"], "device": ["left-open"]})
     assert urlsplit(page.url).path == "/devices"
 
-    page.choose_page("access")
-    page.click_bar("Fail rate by Model", "Gate X")
-    page.wait_for_text("Showing only Model: Gate X")
+
+BARS = {  # page, chart → what the URL names once one of its bars was clicked
+    ("", "Events over time"): {"range", "from", "to"},
+    ("", "Events by weekday and hour"): {"range", "from", "to"},
+    ("anomalies", "Detections by rule and severity"): {"severity", "rule"},
+    ("access", "Fail rate by Model"): {"model"},
+    ("access", "Share of the events by trigger and type"): {"trigger", "event"},
+    ("access", "Events by day and type"): {"range", "from", "to"},
+    ("batteries", "Charge by device type"): {"device_type"},
+    ("connectivity", "Share of device hours in each signal band"): {"hour", "band"},
+    ("connectivity", "Devices by signal strength"): {"signal"},
+    ("pipeline", "Records consumed over time"): {"range", "from", "to"},
+}
+A_DAY = "Events by day and type"
+
+
+@pytest.mark.parametrize(("name", "chart"), BARS)
+def test_a_bar_leads_on(visitor: Callable[..., Visitor], name: str, chart: str) -> None:
+    page = visitor(f"/{name}")
+    page.click_bar(chart)
+    named = page.wait_for_url_with(BARS[name, chart])
+    if "range" in named:
+        since, until = (datetime.fromisoformat(named[bound]) for bound in ("from", "to"))
+        assert until - since == timedelta(hours=24 if chart == A_DAY else 1)
+    page.reload()
+    assert page.wait_for_url_with(BARS[name, chart]) == named
+
+
+def test_a_live_event_leads_to_its_device(visitor: Callable[..., Visitor]) -> None:
+    page = visitor("/?household=trouble")
+    page.select_first_row("latest events")
+    page.wait_for_text("Door over time")
+
+
+def test_a_row_chooses_and_a_later_bar_chooses_anew(visitor: Callable[..., Visitor]) -> None:
+    page = visitor("/access")
+    page.select_first_row("triggers")
+    first = page.wait_for_url_with({"trigger", "event"})
+    page.click_bar("Share of the events by trigger and type", last=True)
+    page.wait_for_other_url(first)
+
+
+def test_a_table_can_be_had_as_csv(fleet: Fleet, visitor: Callable[..., Visitor]) -> None:
+    page = visitor("/devices")
+    saved = pd.read_csv(page.download())
+    known = fleet.ask("SELECT device_id, household_id FROM marts.rpt_device_current ORDER BY 1")
+    columns = ["device_id", "household_id"]
+    assert saved[columns].sort_values("device_id").values.tolist() == known[columns].values.tolist()
+
+
+def test_who_only_looks_sees_the_page_anew_each_minute(visitor: Callable[..., Visitor]) -> None:
+    page = visitor()
+    page.page.clock.install()
+    page.count_runs_of_the_whole_page()
+    page.reload()
+    runs = page.runs
+    page.page.wait_for_timeout(5000)  # live tiles tick, each for itself
+    assert page.runs == runs
+    page.page.clock.fast_forward(61_000)
+    page.wait_until(lambda: page.runs > runs)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

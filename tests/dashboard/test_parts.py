@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-import shown_fleet  # noqa: F401 - puts the dashboard on the path
 
-import dashboard_parts as parts
+from dashboard_doors import spans_of_states
+from dashboard_words import age, evidence_in_words, points
 
 
 def at(minute: int) -> pd.Timestamp:
@@ -40,7 +40,7 @@ def table(spans: list[tuple[str, int, int]]) -> pd.DataFrame:
 def test_a_doors_states_follow_each_other_and_a_silent_door_is_neither(
     layers: list[tuple[str, int, int]], shown: list[tuple[str, int, int]]
 ) -> None:
-    assert parts.spans_of_states(table(layers)).to_dict("records") == table(shown).to_dict("records")
+    assert spans_of_states(table(layers)).to_dict("records") == table(shown).to_dict("records")
 
 
 @pytest.mark.parametrize(
@@ -55,18 +55,18 @@ def test_a_doors_states_follow_each_other_and_a_silent_door_is_neither(
     ],
 )
 def test_evidence_in_words(rule: str, evidence: dict[str, float], words: str) -> None:
-    assert parts.evidence_in_words(rule, evidence) == words
+    assert evidence_in_words(rule, evidence) == words
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (172_800, "2 d"), (-3, "-3 s")]
 )
 def test_an_age_in_words(seconds: float, words: str) -> None:
-    assert parts.age(seconds) == words
+    assert age(seconds) == words
 
 
 @pytest.mark.parametrize(
     ("now", "before", "words"), [(0.031, 0.030, "+0.10 points"), (0.0, None, None), (None, 0.1, None)]
 )
 def test_a_change_in_points(now: float | None, before: float | None, words: str | None) -> None:
-    assert parts.points(now, before) == words
+    assert points(now, before) == words

@@ -25,6 +25,7 @@ KEYS = {
     "dim_households": ("household_id",),
     "fct_access_events": ("event_id",),
     "fct_access_hourly": ("device_id", "hour_starts_at"),
+    "fct_fleet_hourly": ("hour_starts_at", "local_date", "local_hour"),
     "fct_triggers_daily": ("household_id", "local_date", "trigger_source", "event_type"),
     "fct_open_sessions": ("session_id",),
     "fct_offline_sessions": ("device_id", "started_at"),
@@ -383,6 +384,35 @@ class Marts:
                     **local_time(reports),
                     "hour_starts_at": hour,
                     "source_ingested_at": newest(reports),
+                }
+            )
+        return rows
+
+    @cached_property
+    def fct_fleet_hourly(self) -> list[Row]:
+        def key(row: Row) -> Key:
+            return row["hour_starts_at"], row["local_date"], row["local_hour"]
+
+        accesses, healths = grouped(self.fct_access_hourly, key), grouped(self.fct_device_health_hourly, key)
+        rows = []
+        for hour, day, local_hour in accesses.keys() | healths.keys():
+            access = accesses.get((hour, day, local_hour), [])
+            health = healths.get((hour, day, local_hour), [])
+            rows.append(
+                {
+                    **{
+                        name: sum(row[name] for row in access)
+                        for name in ("opens", "closes", "fails", "attempts", "late_events")
+                    },
+                    "reporting_devices": len(health),
+                    **{
+                        f"{band}_devices": sum(row["signal_band"] == band for row in health)
+                        for band in ("excellent", "good", "fair", "weak", "unusable")
+                    },
+                    "local_hour": local_hour,
+                    "local_date": day,
+                    "hour_starts_at": hour,
+                    "source_ingested_at": newest(access + health, "source_ingested_at"),
                 }
             )
         return rows
