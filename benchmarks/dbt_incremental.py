@@ -20,6 +20,8 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
+import sys
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -157,10 +159,13 @@ def measure(connection: Any, args: argparse.Namespace) -> None:
     print("| events | database | full refresh | by the clock | 15 minutes | range | by the clock | of the first"
           " | of the full refresh | pages | of the first |\n" + "|---" * 11 + "|", flush=True)  # fmt: skip
     for size in args.sizes:
+        say(f"{size:g} M: inserting")
         history.grow(round(size * 1e6))
         vacuum(connection)
+        say(f"{size:g} M: full refresh")
         full, full_clock = measured_build(connection, "--full-refresh")
         vacuum(connection)
+        say(f"{size:g} M: {args.runs} slices")
         runs = []
         for _ in range(args.runs + 1):
             history.grow(history.events + slice_events)
@@ -180,8 +185,14 @@ def measure(connection: Any, args: argparse.Namespace) -> None:
         print_models(args.sizes, by_model)
 
 
+def say(what: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+
+
 def vacuum(connection: Any) -> None:
-    """What autovacuum would do soon."""
+    """What autovacuum would do soon. Not beside it: rows newer than its snapshot are not marked as visible to all."""
+    while rows(connection, "SELECT 1 FROM pg_stat_activity WHERE backend_type = 'autovacuum worker'"):
+        time.sleep(1)
     with connection.cursor() as cursor:
         cursor.execute("VACUUM (ANALYZE)")
 
