@@ -52,7 +52,7 @@ SELECT uuidv7(event_ts - now()), 'device-' || {device}, event_ts, {kind},
        (ARRAY['app', 'keypad', 'manual'])[1 + n % 3], at
 FROM (
     SELECT n, at, random() AS draw,
-           at - CASE WHEN random() < 0.01 THEN interval '20 hours' * random() ELSE interval '10 ms' END AS event_ts
+           at - CASE WHEN {is_late} THEN interval '20 hours' * {delay} ELSE interval '10 ms' END AS event_ts
     FROM (
         SELECT n, timestamptz '{start}' + n * interval '1 day' / {per_day} AS at
         FROM generate_series({first}::bigint, {last}::bigint - 1) AS n
@@ -80,6 +80,8 @@ class History:
     """The raw tables up to a number of events; grows forward from `start`, at the same rate for each device."""
 
     device = "floor(random() * {devices})"
+    is_late = "random() < 0.01"
+    delay = "random()"
     kind = "CASE WHEN draw < 0.485 THEN 'open' WHEN draw < 0.97 THEN 'close' ELSE 'fail' END"
 
     def __init__(self, connection: Any, devices: int = DEVICES, start: str = START) -> None:
@@ -93,7 +95,8 @@ class History:
         while self.events < to:
             last = min(to, self.events + PER_INSERT)
             turns = round(last / self.events_per_day * 86_400 / HEALTH_INTERVAL)
-            expressions = {"device": self.device.format(**self._sizes), "kind": self.kind}
+            device = self.device.format(**self._sizes)
+            expressions = {"device": device, "kind": self.kind, "is_late": self.is_late, "delay": self.delay}
             self._execute(EVENTS.format(first=self.events, last=last, **expressions, **self._sizes))
             self._execute(REPORTS.format(first=self._turns, last=turns, **self._sizes))
             self.events, self._turns = last, turns

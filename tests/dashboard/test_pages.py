@@ -10,6 +10,9 @@ import pytest
 from shown_fleet import PAGES, Fleet, Visit
 from streamlit.testing.v1 import AppTest
 
+import dashboard_queries as queries
+from dashboard_view import FILTERS, View
+
 
 def metrics(page: AppTest) -> dict[str, str]:
     return {metric.label: metric.value for metric in page.metric}
@@ -199,6 +202,82 @@ def test_a_filter_changes_what_a_page_counts(fleet: Fleet, visit: Visit, name: s
     assert "Showing only" in said(page)
     page.button[0].click().run()
     assert number_of(page, name) == number_of(everything, name)
+
+
+HOURS = {
+    "access": "SELECT {bucket} AS at, sum(opens), sum(closes), sum(fails), sum(attempts), sum(late_events)"
+    " FROM {access_hours} WHERE opens + closes + fails > 0 GROUP BY 1 ORDER BY 1",
+    "health": "SELECT DISTINCT {bucket} AS at FROM {health_hours} ORDER BY 1",
+    "signal": "SELECT {bucket} AS at, signal_band, sum(devices) FROM {signal_hours} WHERE devices > 0"
+    " GROUP BY 1, 2 ORDER BY 1, 2",
+}
+
+
+@pytest.mark.parametrize("hours", HOURS)
+@pytest.mark.parametrize("is_local", [False, True], ids=["UTC", "household's time"])
+def test_the_hours_of_the_fleet_are_those_of_all_its_devices(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, hours: str, is_local: bool
+) -> None:
+    """The ones are read from sums, the others added up."""
+    for name, value in fleet.environment.items():
+        monkeypatch.setenv(name, value)
+    engine = queries.connect()
+    regions = list(fleet.ask("SELECT DISTINCT region FROM raw_households").region)
+    read = []
+    filters: dict[str, list[str]] = {kind: [] for kind in FILTERS}
+    for chosen in ([], regions):
+        view = View("custom", fleet.since, fleet.until, is_local, filters | {"region": chosen})
+        read.append(queries.fetch(engine, HOURS[hours], view.parameters()))
+    engine.dispose()
+    pd.testing.assert_frame_equal(*read, check_dtype=False)
+    assert len(read[0]) > 60  # of three days
+
+
+def test_a_long_range_counts_failures_by_the_day(fleet: Fleet, visit: Visit) -> None:
+    since = fleet.since - pd.Timedelta(days=2)
+    link = {**fleet.link(), "from": f"{since:%Y-%m-%dT%H:%M}"}
+    days = """SELECT device_id, sum(fails)::int AS fails, sum(opens + fails)::int AS attempts
+              FROM marts.fct_device_daily_summary
+              WHERE local_date BETWEEN (%(from_day)s::timestamptz AT TIME ZONE 'UTC')::date
+                                   AND (%(until)s::timestamptz AT TIME ZONE 'UTC')::date
+              GROUP BY 1"""
+    found = fleet.ask(days, from_day=since).set_index("device_id")
+    by_model = table(visit(fleet.environment, "access", **link), "sample")
+    assert (by_model.fails.sum(), by_model.attempts.sum()) == (found.fails.sum(), found.attempts.sum())
+    worst = table(visit(fleet.environment, "overview", **link), "going_on").set_index("device_id")
+    assert worst.fails.to_dict() == found.fails[worst.index].to_dict()
+    assert worst.loc["draining", "fails"] == 12
+
+
+def test_what_a_bar_stands_for_is_told_below_it(fleet: Fleet, visit: Visit) -> None:
+    page = visit(fleet.environment, "access", **fleet.link(), trigger="app", event="fail")
+    households = """SELECT household_id, sum(events)::int AS events FROM marts.fct_triggers_daily
+                    WHERE local_date BETWEEN (%(since)s::timestamptz AT TIME ZONE 'UTC')::date
+                                         AND (%(until)s::timestamptz AT TIME ZONE 'UTC')::date
+                      AND trigger_source = 'app' AND event_type = 'fail' GROUP BY 1"""
+    shown = page.dataframe[-1].value.set_index("household_id").events
+    assert shown.to_dict() == fleet.ask(households).set_index("household_id").events.to_dict()
+    assert shown["trouble"] == 12
+
+    signal, at = fleet.ask("""SELECT signal_dbm, floor(signal_dbm / 5) * 5 FROM marts.rpt_device_current
+                              WHERE device_id = 'draining'""").iloc[0]
+    page = visit(fleet.environment, "connectivity", **fleet.link(), signal=f"{at:g}", hour="3", band="good")
+    weakest = table(page, "signal_band")
+    known = """SELECT device_id FROM marts.rpt_device_current
+               WHERE signal_dbm >= %(at)s AND signal_dbm < %(at)s + 5"""
+    assert set(weakest.device_id) == set(fleet.ask(known, at=float(at)).device_id)
+    assert weakest.set_index("device_id").signal_dbm["draining"] == signal
+    hours = """SELECT device_id, count(*) FROM marts.fct_device_health_hourly
+               WHERE hour_starts_at >= %(since)s AND hour_starts_at < %(until)s AND signal_band = 'good'
+                 AND extract(hour FROM hour_starts_at AT TIME ZONE 'UTC') = 3 GROUP BY 1"""
+    of_band = table(page, "hours").set_index("device_id").hours
+    assert of_band.to_dict() == fleet.ask(hours).set_index("device_id")["count"][of_band.index].to_dict()
+
+    page = visit(fleet.environment, "pipeline", reason="bad_time", topic="smart-access.health")
+    assert table(page, "origin")[["origin", "fate"]].values.tolist() == [
+        ["smart-access.health 1, offset 4", "replayed"],
+        ["smart-access.health 1, offset 3", "unsettled"],
+    ]
 
 
 def test_a_filter_that_fits_nothing_shows_nothing_and_not_everything(fleet: Fleet, visit: Visit) -> None:
