@@ -147,3 +147,17 @@
 {% macro changed_devices(noticed_at, what='changed_at') %}
     select device_id from {{ ref('int_device_changes') }} where {{ what }} > {{ noticed_at }}
 {% endmacro %}
+
+{#-
+  To be cross joined: the rows of a relation for which the condition within the call holds (they are `candidates` there),
+  found by one look into an index for each row on the left. `offset 0` keeps PostgreSQL from making a join of it: of the
+  few rows on the left, new in this run, it has no statistics, and might read the whole of a large table.
+-#}
+{% macro look_up(relation) -%}
+    lateral (
+        select *
+        from {{ relation }} as candidates
+        where {{ caller() }}
+        offset 0
+    )
+{%- endmacro %}

@@ -71,13 +71,9 @@ readings as (
         lag(hours.source_ingested_at) over each_device as from_ingested_at
     {% if is_incremental() %}
     from starts
-    cross join
-        lateral (
-            select *
-            from {{ ref('fct_device_health_hourly') }} as candidates
-            where candidates.device_id = starts.device_id and candidates.hour_starts_at >= starts.starts_at
-            offset 0  -- one look into the index for each device, where a join might read the whole table
-        ) as hours
+    cross join {% call look_up(ref('fct_device_health_hourly')) %}
+        candidates.device_id = starts.device_id and candidates.hour_starts_at >= starts.starts_at
+    {% endcall %} as hours
     {% else %}
     from {{ ref('fct_device_health_hourly') }} as hours
     {% endif %}

@@ -102,16 +102,11 @@ computed as (
         hours.hour_starts_at,
         hours.source_ingested_at
     from profiles
-    cross join
-        lateral (
-            select *
-            from {{ ref('fct_access_hourly') }} as candidates
-            where
-                candidates.device_id = profiles.device_id
-                and candidates.local_date = profiles.local_date
-                and candidates.opens > 0
-            offset 0
-        ) as hours
+    cross join {% call look_up(ref('fct_access_hourly')) %}
+        candidates.device_id = profiles.device_id
+        and candidates.local_date = profiles.local_date
+        and candidates.opens > 0
+    {% endcall %} as hours
     where
         profiles.is_touched
         and profiles.opens_before >= 50

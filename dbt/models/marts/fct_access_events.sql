@@ -43,13 +43,9 @@ events as (
         earlier.event_at,
         earlier.ingested_at
     from ({{ changed_devices(seen('noticed_at')) }}) as changed
-    cross join
-        lateral (
-            select *
-            from {{ this }} as candidates
-            where candidates.device_id = changed.device_id
-            offset 0  -- one look into the index for each device, where a join might read the whole table
-        ) as earlier
+    cross join {% call look_up(this) %}
+        candidates.device_id = changed.device_id
+    {% endcall %} as earlier
     {% endif %}
 ),
 

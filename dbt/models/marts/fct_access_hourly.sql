@@ -29,25 +29,17 @@ touched as (
         events.device_id,
         events.hour_starts_at
     from ({{ changed_devices(seen('noticed_at')) }}) as changed
-    cross join
-        lateral (
-            select *
-            from {{ ref('fct_access_events') }} as candidates
-            where candidates.device_id = changed.device_id
-            offset 0
-        ) as events
+    cross join {% call look_up(ref('fct_access_events')) %}
+        candidates.device_id = changed.device_id
+    {% endcall %} as events
     union
     select
         rows.device_id,
         rows.hour_starts_at
     from ({{ changed_devices(seen('noticed_at')) }}) as changed
-    cross join
-        lateral (
-            select *
-            from {{ this }} as candidates
-            where candidates.device_id = changed.device_id
-            offset 0
-        ) as rows
+    cross join {% call look_up(this) %}
+        candidates.device_id = changed.device_id
+    {% endcall %} as rows
 ),
 {% endif %}
 
@@ -55,17 +47,12 @@ events as (
     {% if is_incremental() %}
     select events.*
     from touched
-    cross join
-        lateral (
-            select *
-            from {{ ref('fct_access_events') }} as candidates
-            where
-                candidates.device_id = touched.device_id
-                and candidates.event_at >= touched.hour_starts_at
-                and candidates.event_at < touched.hour_starts_at + interval '1 hour'
-                and candidates.hour_starts_at = touched.hour_starts_at
-            offset 0  -- one look into the index for each hour, where a join might read the whole table
-        ) as events
+    cross join {% call look_up(ref('fct_access_events')) %}
+        candidates.device_id = touched.device_id
+        and candidates.event_at >= touched.hour_starts_at
+        and candidates.event_at < touched.hour_starts_at + interval '1 hour'
+        and candidates.hour_starts_at = touched.hour_starts_at
+    {% endcall %} as events
     {% else %}
     select * from {{ ref('fct_access_events') }}
     {% endif %}

@@ -81,13 +81,9 @@ starts as (
 existing as (
     select rows.*
     from starts
-    cross join
-        lateral (
-            select *
-            from {{ this }} as candidates
-            where candidates.device_id = starts.device_id and candidates.local_date >= starts.starts_on
-            offset 0
-        ) as rows
+    cross join {% call look_up(this) %}
+        candidates.device_id = starts.device_id and candidates.local_date >= starts.starts_on
+    {% endcall %} as rows
 ),
 {% else %}
 starts as (
@@ -107,13 +103,9 @@ access_days as (
         sum(hours.fails) as fails,
         max(hours.source_ingested_at) as source_ingested_at
     from starts
-    cross join
-        lateral (
-            select *
-            from {{ ref('fct_access_hourly') }} as candidates
-            where candidates.device_id = starts.device_id and candidates.local_date >= starts.starts_on
-            offset 0  -- one look into the index for each device, where a join might read the whole table
-        ) as hours
+    cross join {% call look_up(ref('fct_access_hourly')) %}
+        candidates.device_id = starts.device_id and candidates.local_date >= starts.starts_on
+    {% endcall %} as hours
     group by hours.device_id, hours.local_date
 ),
 
@@ -129,13 +121,9 @@ health_days as (
         )[1] as battery_last_pct,
         max(hours.source_ingested_at) as source_ingested_at
     from starts
-    cross join
-        lateral (
-            select *
-            from {{ ref('fct_device_health_hourly') }} as candidates
-            where candidates.device_id = starts.device_id and candidates.local_date >= starts.starts_on
-            offset 0
-        ) as hours
+    cross join {% call look_up(ref('fct_device_health_hourly')) %}
+        candidates.device_id = starts.device_id and candidates.local_date >= starts.starts_on
+    {% endcall %} as hours
     group by hours.device_id, hours.local_date
 ),
 
@@ -150,13 +138,9 @@ session_days as (
         ) as left_open_minutes,
         max(sessions.source_ingested_at) as source_ingested_at
     from starts
-    cross join
-        lateral (
-            select *
-            from {{ ref('fct_open_sessions') }} as candidates
-            where candidates.device_id = starts.device_id and candidates.local_date >= starts.starts_on
-            offset 0
-        ) as sessions
+    cross join {% call look_up(ref('fct_open_sessions')) %}
+        candidates.device_id = starts.device_id and candidates.local_date >= starts.starts_on
+    {% endcall %} as sessions
     group by sessions.device_id, sessions.local_date
 ),
 
@@ -171,18 +155,13 @@ silences as (
     from starts
     inner join devices on starts.device_id = devices.device_id
     cross join data_clock
-    cross join
-        lateral (
-            select *
-            from {{ ref('fct_offline_sessions') }} as candidates
-            where
-                candidates.device_id = starts.device_id
-                and (
-                    candidates.ended_at is null
-                    or candidates.ended_at >= cast(starts.starts_on as timestamp) at time zone devices.time_zone
-                )
-            offset 0
-        ) as silences
+    cross join {% call look_up(ref('fct_offline_sessions')) %}
+        candidates.device_id = starts.device_id
+        and (
+            candidates.ended_at is null
+            or candidates.ended_at >= cast(starts.starts_on as timestamp) at time zone devices.time_zone
+        )
+    {% endcall %} as silences
 ),
 
 silence_days as (

@@ -63,25 +63,17 @@ touched as (
         reports.device_id,
         reports.hour_starts_at
     from changed_devices
-    cross join
-        lateral (
-            select *
-            from {{ ref('int_health_reports') }} as candidates
-            where candidates.device_id = changed_devices.device_id
-            offset 0
-        ) as reports
+    cross join {% call look_up(ref('int_health_reports')) %}
+        candidates.device_id = changed_devices.device_id
+    {% endcall %} as reports
     union
     select
         rows.device_id,
         rows.hour_starts_at
     from changed_devices
-    cross join
-        lateral (
-            select *
-            from {{ this }} as candidates
-            where candidates.device_id = changed_devices.device_id
-            offset 0
-        ) as rows
+    cross join {% call look_up(this) %}
+        candidates.device_id = changed_devices.device_id
+    {% endcall %} as rows
 ),
 {% endif %}
 
@@ -89,17 +81,12 @@ reports as (
     {% if is_incremental() %}
     select reports.*
     from touched
-    cross join
-        lateral (
-            select *
-            from {{ ref('int_health_reports') }} as candidates
-            where
-                candidates.device_id = touched.device_id
-                and candidates.reported_at >= touched.hour_starts_at
-                and candidates.reported_at < touched.hour_starts_at + interval '1 hour'
-                and candidates.hour_starts_at = touched.hour_starts_at
-            offset 0  -- one look into the index for each hour, where a join might read the whole table
-        ) as reports
+    cross join {% call look_up(ref('int_health_reports')) %}
+        candidates.device_id = touched.device_id
+        and candidates.reported_at >= touched.hour_starts_at
+        and candidates.reported_at < touched.hour_starts_at + interval '1 hour'
+        and candidates.hour_starts_at = touched.hour_starts_at
+    {% endcall %} as reports
     {% else %}
     select * from {{ ref('int_health_reports') }}
     {% endif %}

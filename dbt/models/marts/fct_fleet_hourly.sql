@@ -18,23 +18,15 @@ with
 hours_of_moved as (
     select hours.hour_starts_at
     from ({{ changed_devices(seen('noticed_at'), 'moved_at') }}) as moved
-    cross join
-        lateral (
-            select *
-            from {{ ref('fct_access_hourly') }} as candidates
-            where candidates.device_id = moved.device_id
-            offset 0  -- one look into the index for each device, where a join might read the whole table
-        ) as hours
+    cross join {% call look_up(ref('fct_access_hourly')) %}
+        candidates.device_id = moved.device_id
+    {% endcall %} as hours
     union
     select hours.hour_starts_at
     from ({{ changed_devices(seen('noticed_at'), 'moved_at') }}) as moved
-    cross join
-        lateral (
-            select *
-            from {{ ref('fct_device_health_hourly') }} as candidates
-            where candidates.device_id = moved.device_id
-            offset 0
-        ) as hours
+    cross join {% call look_up(ref('fct_device_health_hourly')) %}
+        candidates.device_id = moved.device_id
+    {% endcall %} as hours
 ),
 
 touched as (
@@ -51,27 +43,18 @@ touched as (
     union
     select earlier.hour_starts_at
     from hours_of_moved
-    cross join
-        lateral (
-            select *
-            from {{ this }} as candidates
-            where
-                candidates.hour_starts_at > hours_of_moved.hour_starts_at - interval '1 hour'
-                and candidates.hour_starts_at < hours_of_moved.hour_starts_at + interval '1 hour'
-            offset 0
-        ) as earlier
+    cross join {% call look_up(this) %}
+        candidates.hour_starts_at > hours_of_moved.hour_starts_at - interval '1 hour'
+        and candidates.hour_starts_at < hours_of_moved.hour_starts_at + interval '1 hour'
+    {% endcall %} as earlier
 ),
 
 existing as (
     select rows.*
     from touched
-    cross join
-        lateral (
-            select *
-            from {{ this }} as candidates
-            where candidates.hour_starts_at = touched.hour_starts_at
-            offset 0
-        ) as rows
+    cross join {% call look_up(this) %}
+        candidates.hour_starts_at = touched.hour_starts_at
+    {% endcall %} as rows
 ),
 {% endif %}
 
@@ -79,13 +62,9 @@ access_hours as (
     {% if is_incremental() %}
     select hours.*
     from touched
-    cross join
-        lateral (
-            select *
-            from {{ ref('fct_access_hourly') }} as candidates
-            where candidates.hour_starts_at = touched.hour_starts_at
-            offset 0
-        ) as hours
+    cross join {% call look_up(ref('fct_access_hourly')) %}
+        candidates.hour_starts_at = touched.hour_starts_at
+    {% endcall %} as hours
     {% else %}
     select * from {{ ref('fct_access_hourly') }}
     {% endif %}
@@ -95,13 +74,9 @@ health_hours as (
     {% if is_incremental() %}
     select hours.*
     from touched
-    cross join
-        lateral (
-            select *
-            from {{ ref('fct_device_health_hourly') }} as candidates
-            where candidates.hour_starts_at = touched.hour_starts_at
-            offset 0
-        ) as hours
+    cross join {% call look_up(ref('fct_device_health_hourly')) %}
+        candidates.hour_starts_at = touched.hour_starts_at
+    {% endcall %} as hours
     {% else %}
     select * from {{ ref('fct_device_health_hourly') }}
     {% endif %}

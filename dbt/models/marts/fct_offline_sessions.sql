@@ -83,15 +83,10 @@ reports as (
     {% if is_incremental() %}
     select health.*
     from starts
-    cross join
-        lateral (
-            select *
-            from {{ ref('stg_device_health') }} as candidates
-            where
-                candidates.device_id = starts.device_id
-                and candidates.reported_at >= starts.starts_at
-            offset 0  -- one look into the index for each device, where a join might read the whole table
-        ) as health
+    cross join {% call look_up(ref('stg_device_health')) %}
+        candidates.device_id = starts.device_id
+        and candidates.reported_at >= starts.starts_at
+    {% endcall %} as health
     {% else %}
     select * from {{ ref('stg_device_health') }}
     {% endif %}

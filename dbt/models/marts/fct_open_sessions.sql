@@ -96,17 +96,12 @@ events as (
     {% if is_incremental() %}
     select events.*
     from starts
-    cross join
-        lateral (
-            select *
-            from {{ ref('fct_access_events') }} as candidates
-            where
-                candidates.device_id = starts.device_id
-                and candidates.event_at >= starts.starts_at
-                and (candidates.event_at, candidates.event_id) >= (starts.starts_at, starts.first_event_id)
-                and candidates.event_type in ('open', 'close')
-            offset 0  -- one look into the index for each device, where a join might read the whole table
-        ) as events
+    cross join {% call look_up(ref('fct_access_events')) %}
+        candidates.device_id = starts.device_id
+        and candidates.event_at >= starts.starts_at
+        and (candidates.event_at, candidates.event_id) >= (starts.starts_at, starts.first_event_id)
+        and candidates.event_type in ('open', 'close')
+    {% endcall %} as events
     {% else %}
     select *
     from {{ ref('fct_access_events') }}

@@ -33,37 +33,25 @@ touched as (
         events.household_id,
         events.local_date
     from changed_households
-    cross join
-        lateral (
-            select *
-            from {{ ref('fct_access_events') }} as candidates
-            where candidates.household_id = changed_households.household_id
-            offset 0
-        ) as events
+    cross join {% call look_up(ref('fct_access_events')) %}
+        candidates.household_id = changed_households.household_id
+    {% endcall %} as events
     union
     select
         rows.household_id,
         rows.local_date
     from changed_households
-    cross join
-        lateral (
-            select *
-            from {{ this }} as candidates
-            where candidates.household_id = changed_households.household_id
-            offset 0
-        ) as rows
+    cross join {% call look_up(this) %}
+        candidates.household_id = changed_households.household_id
+    {% endcall %} as rows
 ),
 
 existing as (
     select rows.*
     from touched
-    cross join
-        lateral (
-            select *
-            from {{ this }} as candidates
-            where candidates.household_id = touched.household_id and candidates.local_date = touched.local_date
-            offset 0
-        ) as rows
+    cross join {% call look_up(this) %}
+        candidates.household_id = touched.household_id and candidates.local_date = touched.local_date
+    {% endcall %} as rows
 ),
 {% endif %}
 
@@ -71,13 +59,9 @@ events as (
     {% if is_incremental() %}
     select events.*
     from touched
-    cross join
-        lateral (
-            select *
-            from {{ ref('fct_access_events') }} as candidates
-            where candidates.household_id = touched.household_id and candidates.local_date = touched.local_date
-            offset 0  -- one look into the index for each day, where a join might read the whole table
-        ) as events
+    cross join {% call look_up(ref('fct_access_events')) %}
+        candidates.household_id = touched.household_id and candidates.local_date = touched.local_date
+    {% endcall %} as events
     {% else %}
     select *
     from {{ ref('fct_access_events') }}
