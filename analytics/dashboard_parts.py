@@ -160,12 +160,12 @@ def tile(
 
 def show_table(
     rows: pd.DataFrame, name: str, empty: str, open_row: Callable[[pd.Series], None] | None = None,
-    height: Any = "auto", **columns: Any,
+    height: Any = "auto", most: int = 0, **columns: Any,
 ) -> None:  # fmt: skip
     """A table with its CSV, or what it means that it is empty.
 
     name: of the file, and of the table for a screen reader. columns: column → heading or column_config, those shown.
-    open_row: called with the row that the viewer selects.
+    open_row: called with the row that the viewer selects. most: of which the query returns no more, if it has a limit.
     """
     if rows.empty:
         st.caption(empty)
@@ -181,6 +181,8 @@ def show_table(
         "CSV", rows[list(columns)].to_csv(index=False), f"{name.replace(' ', '_')}.csv", "text/csv",
         key=f"csv {name}", icon=":material/download:", type="tertiary", on_click="ignore", help=f"{name} as CSV",
     )  # fmt: skip
+    if len(rows) == most:
+        below.caption(f"The first {most:,}: a shorter range or a filter shows the rest.")
     if open_row:
         below.caption("Select a row to open it.")
         # a selection stays until another is made, but leads somewhere once

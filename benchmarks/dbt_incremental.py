@@ -64,7 +64,7 @@ SELECT 'device-' || d,
        at - CASE WHEN random() < 0.01 THEN interval '20 hours' * random() ELSE interval '10 ms' END,
        CASE WHEN d % 20 > 0 THEN 100 - (turn + 100 * d) % 17280 / 180.0 END, -60 - 10 * random(), random() > 0.002, at
 FROM (
-    SELECT turn, d, timestamptz '{start}' + turn * interval '{interval} s' + d * interval '1 s' AS at
+    SELECT turn, d, timestamptz '{start}' + (turn + d / {devices}.0) * interval '{interval} s' AS at
     FROM generate_series({first}::bigint, {last}::bigint - 1) AS turn, generate_series(0, {devices} - 1) AS d
 ) AS reports
 ORDER BY at

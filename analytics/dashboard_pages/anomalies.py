@@ -24,19 +24,25 @@ WHERE (is_open OR started_at >= %(since)s) AND started_at < %(until)s AND {fleet
 GROUP BY rule, severity
 """
 
+# First which they are, then all about these: evidence and id are made from a detection's row when they are asked for.
 DETECTIONS = """
-SELECT anomalies.*, devices.household_id, coalesce(devices.time_zone, 'UTC') AS time_zone
-FROM (
-    SELECT anomaly_id, rule, severity, device_id, evidence, is_open, started_at, ended_at
+WITH newest AS (
+    SELECT started_at, rule, device_id
     FROM marts.fct_anomalies
     WHERE (is_open OR started_at >= %(since)s) AND started_at < %(until)s AND {fleet}
       AND severity = ANY(%(severities)s::text[]) AND rule = ANY(%(rules)s::text[])
       AND (is_open OR NOT %(only_going_on)s)
-    ORDER BY started_at DESC, anomaly_id
+    ORDER BY started_at DESC, rule, device_id
     LIMIT %(most)s
-) AS anomalies
+)
+SELECT anomaly_id, rule, severity, device_id, evidence, is_open, started_at, ended_at,
+       devices.household_id, coalesce(devices.time_zone, 'UTC') AS time_zone
+FROM newest
+JOIN (
+    SELECT * FROM marts.fct_anomalies WHERE started_at >= (SELECT min(started_at) FROM newest)
+) AS anomalies USING (started_at, rule, device_id)
 LEFT JOIN live.devices USING (device_id)
-ORDER BY started_at DESC, anomaly_id
+ORDER BY started_at DESC, rule, device_id
 """
 
 # By the index on the device and the time of either table.
@@ -45,7 +51,7 @@ SELECT at, what FROM (
     (SELECT event_at AS at, event_type || ' by ' || trigger_source AS what
      FROM marts.fct_access_events
      WHERE device_id = %(device_id)s AND event_at >= %(since)s AND event_at < %(until)s
-     ORDER BY event_at LIMIT 500)
+     ORDER BY event_at LIMIT %(most)s)
     UNION ALL
     (SELECT reported_at,
             CASE WHEN is_online THEN 'report: online' ELSE 'report: offline' END
@@ -53,9 +59,10 @@ SELECT at, what FROM (
             || coalesce(', signal ' || round(signal_strength_dbm::numeric) || ' dBm', '')
      FROM live.health_reports
      WHERE device_id = %(device_id)s AND reported_at >= %(since)s AND reported_at < %(until)s
-     ORDER BY reported_at LIMIT 500)
+     ORDER BY reported_at LIMIT %(most)s)
 ) AS log
 ORDER BY at
+LIMIT %(most)s
 """
 
 
@@ -83,10 +90,9 @@ def show(view: View) -> None:
     found["evidence"] = list(map(evidence_in_words, found.rule, found.evidence))
     found["began"] = view.shown(found.started_at, found.time_zone)
     found["ended"] = view.shown(found.ended_at, found.time_zone).fillna("going on")
-    if len(found) == MOST:
-        st.caption(f"The newest {MOST} of {counts.detections.sum():,}; a shorter range or a filter shows the rest.")
     parts.show_table(
         found, "anomalies", "None with these severities and rules.", remember,
+        most=MOST,
         severity="Severity", what="Rule", device_id="Device", household_id="Household", evidence="Evidence",
         began=f"Began ({view.clock})", ended=f"Ended ({view.clock})",
     )  # fmt: skip
@@ -135,12 +141,12 @@ def show_log(row: pd.Series, view: View) -> None:
     st.markdown(f"**{row.device_id}, {row.what}**: {row.evidence}")
     log = stored(
         LOG_AROUND, device_id=row.device_id, since=(row.started_at - around).to_pydatetime(),
-        until=(until + around).to_pydatetime(),
+        until=(until + around).to_pydatetime(), most=MOST,
     )  # fmt: skip
     log["time"] = view.shown(log["at"], row.time_zone)
     log["during"] = ["yes" if row.started_at <= at <= until else "" for at in log["at"]]
     parts.show_table(
-        log, f"log of {row.device_id}", "The device said nothing within 15 minutes of it.",
+        log, f"log of {row.device_id}", "The device said nothing within 15 minutes of it.", most=MOST,
         time=f"Time ({view.clock})", what="What it said", during="During it",
     )  # fmt: skip
     if st.button(f"Open {row.device_id}", icon=":material/door_front:"):

@@ -20,6 +20,7 @@ BAND_COLOURS = {
     "unusable": "#b91c1c",
 }
 
+MOST = 200
 HOURS = [str(hour) for hour in range(24)]
 
 TOTALS = """
@@ -51,11 +52,11 @@ ORDER BY bucket
 
 OFFLINE_NOW = """
 SELECT silences.device_id, current.household_id, current.region, silences.cause, silences.started_at,
-       silences.duration_seconds / 60 AS minutes, current.time_zone
+       silences.duration_seconds / 60 AS minutes, current.time_zone, count(*) OVER () AS silent
 FROM (SELECT * FROM marts.fct_offline_sessions WHERE ended_at IS NULL AND {fleet}) AS silences
 LEFT JOIN marts.rpt_device_current AS current USING (device_id)
-ORDER BY silences.started_at
-LIMIT 200
+ORDER BY silences.started_at, silences.device_id
+LIMIT %(most)s
 """
 
 LEAST_UPTIME = """
@@ -105,7 +106,7 @@ SELECT device_id, household_id, signal_dbm, signal_band
 FROM marts.rpt_device_current
 WHERE signal_dbm >= %(signal_from)s AND signal_dbm < %(signal_from)s + 5 AND {fleet}
 ORDER BY signal_dbm, device_id
-LIMIT 200
+LIMIT %(most)s
 """
 
 
@@ -116,7 +117,8 @@ def show(view: View) -> None:
         return
     now = totals.loc[True]
     before = totals.loc[False] if False in totals.index else None
-    offline = stored(OFFLINE_NOW, **view.fleet())
+    offline = stored(OFFLINE_NOW, most=MOST, **view.fleet())
+    silent = int(offline.silent.max()) if len(offline) else 0
     tiles = st.container(horizontal=True)
     for name, meaning in (("uptime", "Share of the observed time that lies in no silence"),
                           ("completeness", "Health reports over the number expected")):  # fmt: skip
@@ -128,7 +130,7 @@ def show(view: View) -> None:
             is_change=True,
             help=f"{meaning}; whole household's days of the range",
         )
-    parts.tile(tiles, "Silent at the last run", f"{len(offline):,}")
+    parts.tile(tiles, "Silent at the last run", f"{silent:,}")
 
     show_days(view)
     left, right = st.columns(2)
@@ -143,7 +145,7 @@ def show(view: View) -> None:
         offline["lasted"] = [age(60 * minutes) for minutes in offline.minutes]
         offline["why"] = offline.cause.str.replace("_", " ")
         parts.show_table(
-            offline, "silent devices", "Every device is heard of.", parts.open_device, device_id="Device",
+            offline, "silent devices", "Every device is heard of.", parts.open_device, most=MOST, device_id="Device",
             lasted="For", why="Cause", since=f"Since ({view.clock})", household_id="Household", region="Region",
         )  # fmt: skip
     with right:
@@ -225,9 +227,9 @@ def show_histogram(view: View) -> None:
     if chosen:
         st.markdown(f"**From {chosen} dBm**, weakest first")
         parts.show_table(
-            stored(DEVICES_OF_SIGNAL, signal_from=float(chosen), **view.fleet()), f"signal from {chosen}", "None.",
-            parts.open_device, device_id="Device", signal_dbm=parts.number("Signal, dBm", "%.0f"), signal_band="Band",
-            household_id="Household",
+            stored(DEVICES_OF_SIGNAL, signal_from=float(chosen), most=MOST, **view.fleet()), f"signal from {chosen}",
+            "None.", parts.open_device, most=MOST, device_id="Device",
+            signal_dbm=parts.number("Signal, dBm", "%.0f"), signal_band="Band", household_id="Household",
         )  # fmt: skip
 
 

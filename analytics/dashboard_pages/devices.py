@@ -77,17 +77,18 @@ SELECT event_at, event_type, trigger_source, seconds_to_row, is_late, time_zone
 FROM marts.fct_access_events
 WHERE device_id = %(device_id)s AND event_at >= %(since)s AND event_at < %(until)s
 ORDER BY event_at DESC, event_id DESC
-LIMIT 500
+LIMIT %(most)s
 """
 
 ANOMALIES = """
 SELECT rule, severity, evidence, is_open, started_at, ended_at
 FROM marts.fct_anomalies
 WHERE device_id = %(device_id)s AND (is_open OR started_at >= %(since)s) AND started_at < %(until)s
-ORDER BY started_at DESC, anomaly_id
-LIMIT 200
+ORDER BY started_at DESC, rule
+LIMIT %(most)s
 """
 
+MOST = 500  # of a log's rows
 FACTS = ("household_id", "device_type", "model", "firmware_version", "region", "time_zone")
 SIGNAL_BANDS = {"excellent": -50, "good": -67, "fair": -75, "weak": -85}  # dBm, from which on; below weak: unusable
 
@@ -149,22 +150,22 @@ def show_one(view: View, device_id: str) -> None:
     left, right = st.columns(2)
     with left:
         st.markdown("**Events**")
-        log = stored(LOG, **since_until)
+        log = stored(LOG, most=MOST, **since_until)
         log["time"] = view.shown(log.event_at, log.time_zone)
         parts.show_table(
-            log, f"events of {device_id}", "No events in this range.",
+            log, f"events of {device_id}", "No events in this range.", most=MOST,
             time=f"Happened ({view.clock})", event_type="Event", trigger_source="Trigger",
             seconds_to_row=parts.number("Seconds to row", "%.1f"), is_late="Late",
         )  # fmt: skip
     with right:
         st.markdown("**Anomalies**")
-        anomalies = stored(ANOMALIES, **since_until)
+        anomalies = stored(ANOMALIES, most=MOST, **since_until)
         anomalies["what"] = anomalies.rule.map(RULES)
         anomalies["evidence"] = list(map(evidence_in_words, anomalies.rule, anomalies.evidence))
         anomalies["began"] = view.shown(anomalies.started_at, device.time_zone)
         anomalies["ended"] = view.shown(anomalies.ended_at, device.time_zone).fillna("going on")
         parts.show_table(
-            anomalies, f"anomalies of {device_id}", "None in this range.", severity="Severity", what="Rule",
+            anomalies, f"anomalies of {device_id}", "None in this range.", most=MOST, severity="Severity", what="Rule",
             evidence="Evidence", began=f"Began ({view.clock})", ended=f"Ended ({view.clock})",
         )  # fmt: skip
 

@@ -120,16 +120,17 @@ SELECT anomalies.started_at, anomalies.rule, anomalies.severity, anomalies.devic
        coalesce(devices.time_zone, 'UTC') AS time_zone
 FROM (SELECT * FROM marts.fct_anomalies
       WHERE started_at >= %(since)s AND started_at < %(until)s AND {fleet}
-      ORDER BY started_at DESC, anomaly_id LIMIT 10) AS anomalies
+      ORDER BY started_at DESC, rule, device_id LIMIT 10) AS anomalies
 LEFT JOIN live.devices USING (device_id)
-ORDER BY anomalies.started_at DESC, anomalies.anomaly_id
+ORDER BY anomalies.started_at DESC, anomalies.rule, anomalies.device_id
 """
 
 BY_HOUR = """(
-        SELECT * FROM marts.fct_access_hourly WHERE hour_starts_at >= %(since)s AND hour_starts_at < %(until)s
+        SELECT device_id, fails, attempts FROM marts.fct_access_hourly
+        WHERE hour_starts_at >= %(since)s AND hour_starts_at < %(until)s
     ) AS hours"""
 BY_DAY = """(
-        SELECT * FROM marts.fct_device_daily_summary
+        SELECT device_id, fails, opens + fails AS attempts FROM marts.fct_device_daily_summary
         WHERE local_date >= (%(since)s::timestamptz AT TIME ZONE 'UTC')::date
           AND local_date <= (%(until)s::timestamptz AT TIME ZONE 'UTC')::date
     ) AS days"""
@@ -145,7 +146,7 @@ WITH anomalies AS (
 ),
 access AS (
     SELECT device_id, sum(fails)::bigint AS fails,
-           sum(fails)::float8 / nullif(sum(opens + fails), 0)::float8 AS fail_rate
+           sum(fails)::float8 / nullif(sum(attempts), 0)::float8 AS fail_rate
     FROM {access_by_device}
     WHERE {fleet}
     GROUP BY device_id

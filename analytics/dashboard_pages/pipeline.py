@@ -55,7 +55,7 @@ SELECT created_at, detail, coalesce(fate, 'unsettled') AS fate,
 FROM live.dead_letters
 WHERE reason = %(reason)s AND topic = %(topic)s AND (fate IS NULL OR created_at >= %(since)s)
 ORDER BY created_at DESC, dead_letter_id DESC
-LIMIT 200
+LIMIT %(most)s
 """
 
 DBT_RUNS = """
@@ -66,6 +66,7 @@ ORDER BY started_at DESC
 LIMIT 20
 """
 
+MOST = 200
 OUTCOMES = {"stored": "#3b82f6", "duplicate": "#94a3b8", "dead": "#dc2626"}
 
 
@@ -173,12 +174,12 @@ def show_dead_letters(view: View) -> None:
     )  # fmt: skip
     reason, topic = (st.session_state[in_url(key)] for key in ("reason", "topic"))
     if reason and topic:
-        st.markdown(f"**{reason} of {topic}**, the newest 200")
-        letters = recent(DEAD_LETTERS_OF, reason=reason, topic=topic, since=view.since)
+        st.markdown(f"**{reason} of {topic}**, the newest first")
+        letters = recent(DEAD_LETTERS_OF, reason=reason, topic=topic, since=view.since, most=MOST)
         letters["at"] = pd.to_datetime(letters.created_at, utc=True).dt.strftime("%Y-%m-%d %H:%M:%S")
         parts.show_table(
-            letters, f"{reason} of {topic}", "None in this range.", at="Refused (UTC)", detail="What was wrong",
-            origin="Where it came from", fate="Fate",
+            letters, f"{reason} of {topic}", "None in this range.", most=MOST, at="Refused (UTC)",
+            detail="What was wrong", origin="Where it came from", fate="Fate",
         )  # fmt: skip
     if len(found):
         st.caption(

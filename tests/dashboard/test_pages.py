@@ -325,6 +325,19 @@ def test_a_range_that_ends_before_it_begins_is_said(fleet: Fleet, visit: Visit) 
     assert "**The range is empty**" in page.warning[0].value
 
 
+def test_a_list_that_was_cut_says_so_and_its_count_is_that_of_all(
+    database: dict[str, str], visit: Visit, execute: Callable[[str], None], build: Callable[[], None]
+) -> None:
+    execute("""INSERT INTO raw_device_health (device_id, reported_at, is_online, ingested_at)
+               SELECT 'lock ' || n, at, false, at
+               FROM generate_series(1, 230) AS n, (SELECT now() - interval '1 hour' AS at) AS ago""")
+    build()
+    page = visit(database, "connectivity")
+    assert metrics(page)["Silent at the last run"] == "230"
+    assert len(table(page, "cause")) == 200
+    assert "The first 200: a shorter range or a filter shows the rest." in said(page)
+
+
 def test_hours_without_any_data_are_told_from_hours_without_events(
     database: dict[str, str], visit: Visit, execute: Callable[[str], None], build: Callable[[], None]
 ) -> None:

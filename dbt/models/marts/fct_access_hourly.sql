@@ -5,7 +5,7 @@
         unique_key=['device_id', 'hour_starts_at'],
         indexes=[
             {'columns': ['device_id', 'local_date', 'local_hour', 'opens']},
-            {'columns': ['hour_starts_at']},
+            {'columns': ['hour_starts_at', 'device_id', 'fails', 'attempts']},
             {'columns': ['source_ingested_at']},
         ],
         pre_hook='{{ begin_run() }}',
