@@ -230,14 +230,15 @@ def colour(field: str, palette: dict[str, str]) -> alt.Color:
 
 def time_axis(view: View, title: str | None = None) -> alt.X:
     """Buckets are times of a wall clock without a zone: drawn as UTC, so that the browser's own does not move them."""
-    clock = "household's time" if view.is_local or not view.is_hourly else "UTC"
-    form = "%H:%M" if (view.until - view.since).total_seconds() <= 172_800 else "%b %d"
-    return alt.X(
-        "bucket:T",
-        title=clock if title is None else title or None,
-        scale=alt.Scale(type="utc"),
-        axis=alt.Axis(format=form, labelOverlap=True),
-    )
+    if title is None:
+        title = "household's time" if view.is_local or not view.is_hourly else "UTC"
+    return alt.X("bucket:T", title=title or None, scale=alt.Scale(type="utc"), axis=time_labels(view))
+
+
+def time_labels(view: View) -> alt.Axis:
+    """Hours of a short range, days of a long one."""
+    is_short = view.until - view.since <= pd.Timedelta(days=2)
+    return alt.Axis(format="%H:%M" if is_short else "%b %d", labelOverlap=True)
 
 
 def wall_clock(view: View, times: pd.Series, time_zone: str) -> pd.Series:

@@ -206,7 +206,7 @@ def show_states(view: View, device: pd.Series, found: pd.DataFrame) -> None:
     bounds = parts.wall_clock(view, pd.Series([view.since, view.until]), device.time_zone)
     whole = alt.Scale(type="utc", domain=[f"{at:%Y-%m-%dT%H:%M:%SZ}" for at in bounds])
     chart = alt.Chart(spans).mark_bar(height=18).encode(
-        x=alt.X("since:T", title=view.clock, scale=whole), x2="until:T",
+        x=alt.X("since:T", title=view.clock, scale=whole, axis=parts.time_labels(view)), x2="until:T",
         y=alt.Y("state:N", title=None, sort=list(parts.STATE_COLOURS)),
         color=alt.Color("state:N", scale=parts.colours(parts.STATE_COLOURS), legend=None),
         tooltip=["state", *(alt.Tooltip(f"{bound}:T", format="%Y-%m-%d %H:%M:%S") for bound in ("since", "until"))],
@@ -223,7 +223,9 @@ def show_battery(view: View, device: pd.Series, health: pd.DataFrame) -> None:
         return
     health = health.assign(bucket=parts.wall_clock(view, health.bucket, device.time_zone))
     line = alt.Chart(health).mark_line(point={"size": 10}).encode(
-        x=alt.X("bucket:T", title=view.clock, scale=alt.Scale(type="utc")),
+        # the forecast makes it days, however short the range
+        x=alt.X("bucket:T", title=view.clock, scale=alt.Scale(type="utc"),
+                axis=alt.Axis(format="%b %d, %H:%M", labelOverlap=True)),
         y=alt.Y("battery_last_pct:Q", title="battery, %", scale=alt.Scale(domain=[0, 100])),
         tooltip=[alt.Tooltip("bucket:T", format="%Y-%m-%d %H:%M"), parts.tip("battery_last_pct", ".1f")],
     )  # fmt: skip
@@ -257,7 +259,7 @@ def show_signal(view: View, device: pd.Series, health: pd.DataFrame) -> None:
         st.caption("No reading in this range.")
         return
     health = health.assign(bucket=parts.wall_clock(view, health.bucket, device.time_zone))
-    base = alt.Chart(health).encode(x=alt.X("bucket:T", title=view.clock, scale=alt.Scale(type="utc")))
+    base = alt.Chart(health).encode(x=parts.time_axis(view, title=view.clock))
     line = base.mark_line(point={"size": 10}).encode(
         y=alt.Y("signal_median_dbm:Q", title="signal, dBm", scale=alt.Scale(domain=[-100, -30])),
         tooltip=[alt.Tooltip("bucket:T", format="%Y-%m-%d %H:%M"), parts.tip("signal_median_dbm", ".0f"),

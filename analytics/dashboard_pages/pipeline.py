@@ -67,6 +67,7 @@ LIMIT 20
 """
 
 MOST = 200
+POWERS_OF_TEN = [10.0**power for power in range(-3, 7)]
 OUTCOMES = {"stored": "#3b82f6", "duplicate": "#94a3b8", "dead": "#dc2626"}
 
 
@@ -105,8 +106,9 @@ def show_ledger() -> None:
     ledger["at"] = ledger.updated_at.dt.strftime("%Y-%m-%d %H:%M:%S")
     counts = {name: parts.number(name.capitalize()) for name in ("consumed", "stored", "duplicates", "dead", "gaps")}
     parts.show_table(
-        ledger, "ledger", "", height=250, topic="Topic", partition=parts.number("Partition"), **counts,
-        balanced="Balanced", at="Last write (UTC)", consumer_group="Group", cluster="Cluster",
+        ledger, "ledger", "", height=250 if len(ledger) > 6 else "auto",
+        topic="Topic", partition=parts.number("Partition"), **counts, balanced="Balanced", at="Last write (UTC)",
+        consumer_group="Group", cluster="Cluster",
     )  # fmt: skip
 
 
@@ -126,7 +128,7 @@ def show_rate(view: View) -> None:
         return
     found["bucket_ends"] = found.bucket + step
     chart = alt.Chart(found).mark_bar(orient="vertical", binSpacing=1).encode(
-        x=alt.X("bucket:T", title="UTC", scale=alt.Scale(type="utc")), x2="bucket_ends:T",
+        x=parts.time_axis(view, title="UTC"), x2="bucket_ends:T",
         y=alt.Y("records:Q", title="records"),
         color=parts.colour("outcome", OUTCOMES),
         tooltip=[parts.FROM, "outcome", parts.tip("records", ",")],
@@ -150,11 +152,12 @@ def show_lag(view: View) -> None:
         long = found.melt(["bucket", "stream"], ["p50", "p95", "p99"], var_name="percentile", value_name="seconds")
         long["seconds"] = long.seconds.clip(lower=0.001)  # a clock that runs ahead; the axis is logarithmic
         chart = alt.Chart(long).mark_line(point={"size": 10}).encode(
-            x=alt.X("bucket:T", title="UTC", scale=alt.Scale(type="utc")),
-            y=alt.Y("seconds:Q", title="seconds", scale=alt.Scale(type="log")),
+            x=parts.time_axis(view, title="UTC"),
+            y=alt.Y("seconds:Q", title="seconds", scale=alt.Scale(type="log"), axis=alt.Axis(values=POWERS_OF_TEN)),
             color=alt.Color("percentile:N", title=None, legend=alt.Legend(orient="top"),
                             scale=parts.colours({"p50": "#3b82f6", "p95": "#d97706", "p99": "#dc2626"})),
-            strokeDash=alt.StrokeDash("stream:N", title=None, legend=alt.Legend(orient="top")),
+            strokeDash=alt.StrokeDash("stream:N", title=None, legend=alt.Legend(
+                orient="top", symbolType="stroke", symbolStrokeColor=parts.GREY, symbolFillColor=parts.GREY)),
             tooltip=[parts.FROM, "stream", "percentile",
                      parts.tip("seconds", ".3f")],
         ).properties(height=230)  # fmt: skip
