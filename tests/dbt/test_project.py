@@ -42,6 +42,24 @@ def test_a_row_that_breaks_the_key_or_a_value_of_a_mart_is_refused(dbt: Dbt, war
             cursor.execute(row, (event_type, count))
 
 
+def test_a_run_summarizes_what_arrived_so_that_no_model_reads_it_twice(dbt: Dbt, warehouse: Any) -> None:
+    indexes = ("raw_access_events_ingested_at", "raw_device_health_ingested_at", "ingest_minutes_minute_starts_at")
+
+    def left_over() -> int:
+        with warehouse.cursor() as cursor:
+            cursor.execute(" UNION ALL ".join(f"SELECT brin_summarize_new_values('{name}')" for name in indexes))
+            return sum(count for (count,) in cursor.fetchall())
+
+    reports = """INSERT INTO raw_device_health (device_id, reported_at, is_online)
+                 SELECT 'lock', timestamptz '2026-05-04' + n * interval '30 s', true
+                 FROM generate_series(1, 9000) AS n"""
+    execute(warehouse, reports)
+    assert left_over() > 0
+    execute(warehouse, reports.replace("'lock'", "'gate'"))
+    assert dbt("build", "--selector", "models").success
+    assert left_over() == 0
+
+
 def test_a_database_without_the_raw_tables_gets_the_next_step_told(
     dbt: Dbt, warehouse: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
