@@ -173,10 +173,14 @@ class Visitor:
         box = self.page.locator(f'[aria-label="{table}"]').first.bounding_box()
         self.page.mouse.click(box["x"] + 16, box["y"] + 52)
 
-    def click_bar(self, chart: str, last: bool = False) -> None:
+    def click_bar(self, chart: str, last: bool = False) -> str:
+        """Returns what the chart says of the bar to those who cannot see it."""
         bars = f'[aria-label^="{chart}"] [role="graphics-symbol"]:is([aria-roledescription="bar"], path)'
         shown = self.page.locator(bars).filter(visible=True)  # not: a bar of no length
-        (shown.last if last else shown.first).click()
+        bar = shown.last if last else shown.first
+        described = str(bar.get_attribute("aria-label"))
+        bar.click()
+        return described
 
     def download(self) -> Path:
         """Clicks the first table's button, and returns the file that came."""

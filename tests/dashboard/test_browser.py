@@ -125,6 +125,13 @@ def test_a_bar_leads_on(visitor: Callable[..., Visitor], name: str, chart: str) 
     assert page.wait_for_url_with(BARS[name, chart]) == named
 
 
+def test_a_cell_of_the_week_leads_to_its_own_hour(visitor: Callable[..., Visitor]) -> None:
+    page = visitor()
+    cell = dict(part.split(": ") for part in page.click_bar("Events by weekday and hour", last=True).split("; "))
+    since = datetime.fromisoformat(page.wait_for_url_with({"range", "from", "to"})["from"])
+    assert (f"{since:%a}", str(since.hour)) == (cell["weekday"], cell["hour"])
+
+
 def test_a_live_event_leads_to_its_device(visitor: Callable[..., Visitor]) -> None:
     page = visitor("/?household=trouble")
     page.select_first_row("latest events")
