@@ -65,9 +65,9 @@ class KafkaCluster:
 
     def start(self) -> None:
         """Starts what does not run; returns when each broker answers. Raises ServerError."""
+        self._require_same_security()
         if self.is_running():
             return
-        self._require_same_security()
         if self.security:
             self.security.make()
         voters = self._controllers_of_the_living() or [free_port() for _ in self.brokers]

@@ -157,7 +157,7 @@ def grant(connection: dict[str, Any], wanted: list[ACL]) -> None:
     admin = KafkaAdminClient(**connection)
     try:
         made = admin.create_acls(wanted)
-        for _, error in made["failed"]:
-            raise error
+        for error in made["failed"]:
+            raise error(f"KAFKA_USERNAME={connection.get('sasl_plain_username', 'unset')} may not give rights")
     finally:
         admin.close()

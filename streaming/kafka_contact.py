@@ -18,7 +18,7 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError, KafkaTimeoutError
 
 PATIENCE_S = 20.0  # a broker that is just starting
-ATTEMPT_MS = 4_000
+ATTEMPT_MS = 2_500
 
 # What is in the log, the setting that mends it, and whether waiting is of no use. The most telling first
 DURING_LOGIN = "broker_version=("  # they had spoken before it ended
