@@ -20,6 +20,7 @@ import shutil
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 from kafka.errors import KafkaError
@@ -133,15 +134,9 @@ def start_servers(brokers: int | None = None, secure: bool = False) -> KafkaClus
             pipeline_settings.apply_schema(connection)
     except psycopg2.OperationalError as error:
         raise ServerError(f"PostgreSQL does not let us in (PGHOST, PGPORT, PGUSER …): {str(error).strip()}") from None
-    arguments = argparse.ArgumentParser()
-    pipeline_settings.add_kafka_options(arguments)
-    options = arguments.parse_args([])
-    copies = options.replication_factor
-    if kafka is None:
-        connection = pipeline_settings.kafka_connection(options)
-    else:
-        connection = kafka.admin_connection()
-        copies = max(copies, min(len(kafka.brokers), MOST_BROKERS))
+    options = _kafka_options()
+    copies = max(options.replication_factor, len(kafka.brokers) if kafka else 1)
+    connection = admin_connection(kafka)
     try:
         first_contact(connection)
         ensure_topics(connection, options.partitions, copies)
@@ -150,6 +145,18 @@ def start_servers(brokers: int | None = None, secure: bool = False) -> KafkaClus
     except (NoContact, KafkaError) as error:
         raise ServerError(str(error)) from None
     return kafka
+
+
+def _kafka_options() -> argparse.Namespace:
+    """The scripts' own Kafka settings, from the environment."""
+    parser = argparse.ArgumentParser()
+    pipeline_settings.add_kafka_options(parser)
+    return parser.parse_args([])
+
+
+def admin_connection(kafka: KafkaCluster | None) -> dict[str, Any]:
+    """What a kafka-python client needs to connect: to ours as its admin, to another as the settings say."""
+    return kafka.admin_connection() if kafka else pipeline_settings.kafka_connection(_kafka_options())
 
 
 def consumer_group() -> str:
@@ -174,7 +181,7 @@ def up(brokers: int | None, secure: bool) -> int:
     servers = kafka.bootstrap_servers if kafka else bootstrap_servers()
     settings = {**pipeline_settings.postgres_parameters(), "KAFKA_BOOTSTRAP_SERVERS": servers}
     if kafka and len(kafka.brokers) > 1:
-        settings["KAFKA_REPLICATION_FACTOR"] = str(min(len(kafka.brokers), MOST_BROKERS))
+        settings["KAFKA_REPLICATION_FACTOR"] = str(len(kafka.brokers))
     secured = kafka is not None and kafka.security is not None
     say(f"Kafka       {servers}{'' if kafka else '  (not started here)'}{'  SASL_SSL' if secured else ''}")
     ours = "" if local_postgres() else "  (not started here)"
