@@ -45,6 +45,7 @@ from writer import Status, Writer
 
 log = logging.getLogger("consumer")
 
+TLS_PARAMETERS = ("PGSSLMODE", "PGSSLROOTCERT")  # libpq's own
 STOP_TIMEOUT_S = 30.0
 STOP_TIMEOUT_IN_OUTAGE_S = 5.0  # what is not written is read again; no need to keep the terminal waiting
 
@@ -98,7 +99,9 @@ def main() -> int:
         if stop.is_set():
             log.info("stopped before PostgreSQL answered")
             return 0
-        log.error("PostgreSQL refuses: %s. Set %s", str(error).strip(), ", ".join(postgres_parameters()))
+        reason = str(error).strip().splitlines()[0]
+        names = TLS_PARAMETERS if _is_about_tls(reason) else postgres_parameters()
+        log.error("PostgreSQL refuses: %s. Set %s", reason, ", ".join(names))
         return 1
     while not stop.is_set():
         try:
@@ -150,7 +153,13 @@ def wait_for_postgres(stop: threading.Event, status: Status) -> None:
 def _is_refusal(error: BaseException) -> bool:
     """A server that answers and says no; libpq gives no SQLSTATE while connecting, so its text must do."""
     text = str(error)
-    return any(words in text for words in ("authentication failed", "does not exist", "no pg_hba.conf entry"))
+    words = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
+    return any(word in text for word in words) or _is_about_tls(text)
+
+
+def _is_about_tls(text: str) -> bool:
+    words = ("certificate verify failed", "does not support SSL", "root certificate file", "server certificate for")
+    return any(word in text for word in words)
 
 
 def run_session(args: argparse.Namespace, stop: threading.Event, status: Status) -> None:
