@@ -11,17 +11,14 @@ rm -rf new
 mkdir new
 cd new
 
-key() { keytool "$@" -storetype PKCS12 -storepass:env KEYSTORE_PASSWORD; }
+key() { keytool "$@" -keystore broker.p12 -storetype PKCS12 -storepass:env KEYSTORE_PASSWORD; }
+pair() { key -genkeypair -keyalg EC -groupname secp256r1 -validity 3650 "$@"; }
 
-key -genkeypair -keystore authority.p12 -alias ca -keyalg EC -groupname secp256r1 -validity 3650 \
-  -dname "CN=smart-access, a demo's own" -ext bc:critical=ca:true -ext ku:critical=keyCertSign
-key -exportcert -keystore authority.p12 -alias ca -rfc -file ca.pem
-key -genkeypair -keystore broker.p12 -alias broker -keyalg EC -groupname secp256r1 -dname CN=broker
-key -certreq -keystore broker.p12 -alias broker -file broker.csr
-key -gencert -keystore authority.p12 -alias ca -infile broker.csr -outfile broker.pem -rfc -validity 3650 \
-  -ext san=dns:kafka-secure,dns:localhost,ip:127.0.0.1 -ext eku=serverAuth,clientAuth
-key -importcert -keystore broker.p12 -alias ca -file ca.pem -noprompt
-key -importcert -keystore broker.p12 -alias broker -file broker.pem
+pair -alias ca -dname "CN=smart-access demo authority" -ext bc:critical=ca:true -ext ku:critical=keyCertSign
+pair -alias broker -dname CN=broker -signer ca -ext san=dns:kafka-secure,dns:localhost,ip:127.0.0.1 \
+  -ext eku=serverAuth,clientAuth
+key -exportcert -alias ca -rfc -file ca.pem
+key -delete -alias ca
 
 cat > broker.properties <<PROPERTIES
 security.protocol=SSL

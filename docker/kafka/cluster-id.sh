@@ -1,5 +1,4 @@
 # One id for the brokers of a cluster, made once and kept in the volume that they share: cluster-id.sh FILE
-# Not a fixed one: logs that were wiped must not pass for those that the offsets in the database speak of.
 set -euo pipefail
 PATH="$PATH:/opt/kafka/bin"
 [ -s "$1" ] && exit

@@ -7,8 +7,8 @@ work=$(mktemp -d)
 trap 'rm -r "$work"' EXIT
 
 user() {
-  # in a file: everybody on the machine can read a command line
-  printf 'SCRAM-SHA-512=[password=%s]\n' "$2" > "$work/$1"
+  # in a file of properties: everybody on the machine can read a command line
+  printf 'SCRAM-SHA-512=password=%s\n' "${2//\\/\\\\}" > "$work/$1"
   kafka-configs.sh --bootstrap-server "$BOOTSTRAP_SERVERS" --command-config "$properties" \
     --alter --entity-type users --entity-name "$1" --add-config-file "$work/$1"
 }
