@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections import defaultdict
@@ -33,12 +34,12 @@ CLASSES = {
     "kafka-configs.sh": "kafka.admin.ConfigCommand",
     "kafka-storage.sh": "kafka.tools.StorageTool",
 }
-JVM = [str(JAVA), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
 # As the image's own script of that name
 RUN = """#!/usr/bin/env bash
 set -euo pipefail
-made=$({java} kafka.docker.KafkaDockerWrapper setup --default-configs-dir {defaults} --mounted-configs-dir {mounted} \
-  --final-configs-dir "$CONFIGS" 2>&1) || echo "$made" | grep -i "already formatted" || {{ echo "$made"; exit 1; }}
+made=$({setup} kafka.docker.KafkaDockerWrapper setup --default-configs-dir {defaults} \\
+  --mounted-configs-dir {mounted} --final-configs-dir "$CONFIGS" 2>&1) ||
+  echo "$made" | grep -i "already formatted" || {{ echo "$made"; exit 1; }}
 exec {broker} $KAFKA_HEAP_OPTS kafka.Kafka "$CONFIGS/server.properties"
 """
 LOG4J = "Configuration:\n  Loggers:\n    Logger: []\n    Root:\n      level: INFO\n"
@@ -68,7 +69,7 @@ class Containers:
     def run(self, name: str) -> str:
         """Runs a service that does its work and ends; what it printed. Raises when it fails."""
         done = subprocess.run(
-            self._command(name), env=self._environment(name), capture_output=True, text=True, timeout=60, check=False
+            self._command(name), env=self._environment(name), capture_output=True, text=True, timeout=180, check=False
         )
         assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -82,7 +83,7 @@ class Containers:
             self._folder.joinpath(name, "configs", "server.properties").touch()
             daemon.start(self._command(name), env=self._environment(name))
         for name in names:
-            self._daemons[name].wait_until(lambda name=name: self.is_healthy(name), timeout_s=60, interval_s=0.5)
+            self._daemons[name].wait_until(lambda name=name: self.is_healthy(name), timeout_s=120, interval_s=0.5)
 
     def is_healthy(self, name: str) -> bool:
         kind, *command = self._services[name]["healthcheck"]["test"]
@@ -140,21 +141,27 @@ class Containers:
             self._folder.joinpath("scripts", script.name).write_text(text)
         for file in ("server.properties", "log4j2.yaml", "tools-log4j2.yaml"):
             self._folder.joinpath("defaults", file).write_text(LOG4J if file.endswith("yaml") else "")
-        tools = kafka_tools()
-        # the archive of loaded classes is made by the first of them and halves the next ones' start
-        archive = f"-XX:SharedArchiveFile='{tools.with_suffix('.jsa')}'"
-        java = " ".join([*JVM, "-XX:+AutoCreateSharedArchive", archive, "-cp", f"'{jars_folder()}/*:{tools}'"])
-        # KafkaBroker's archive, if there is one yet; it is for the broker's own jars
-        broker = " ".join([*JVM, f"-XX:SharedArchiveFile='{jars_folder()}/kafka.jsa'", "-cp", f"'{jars_folder()}/*'"])
+        jars, tools = jars_folder(), kafka_tools()
+        broker, setup = java(jars / "kafka.jsa", f"{jars}/*"), java(jars / "format.jsa", f"{jars}/*")
+        tool = java(tools.with_suffix(".jsa"), f"{jars}/*:{tools}")
         places = {"defaults": self._folder / "defaults", "mounted": self._folder / "shared"}
-        self._write_program("run", RUN.format(java=java, broker=broker, **places))
+        self._write_program("run", RUN.format(broker=broker, setup=setup, **places))
         for program, name in CLASSES.items():
-            self._write_program(program, f'#!/usr/bin/env bash\nexec {java} $KAFKA_HEAP_OPTS {name} "$@"\n')
+            with_classes = setup if program == "kafka-storage.sh" else tool
+            self._write_program(program, f'#!/usr/bin/env bash\nexec {with_classes} $KAFKA_HEAP_OPTS {name} "$@"\n')
 
     def _write_program(self, name: str, text: str) -> None:
         file = self._programs / name
         file.write_text(text)
         file.chmod(0o755)
+
+
+def java(archive: Path, classes: str) -> str:
+    """A Java for a shell. The archive of loaded classes, made where it is missing or stale, halves its start."""
+    options = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
+    # Java tells of a stale archive on standard output, where a script expects the answer
+    options += ["-Xlog:disable", "-XX:+AutoCreateSharedArchive", f"-XX:SharedArchiveFile={archive}"]
+    return shlex.join([str(JAVA), *options, "-cp", classes])
 
 
 def kafka_tools() -> Path:
