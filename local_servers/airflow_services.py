@@ -141,7 +141,6 @@ class AirflowServices:
             "AIRFLOW__API__WORKERS": "1",
             "AIRFLOW__API__SECRET_KEY": secret,
             "AIRFLOW__API_AUTH__JWT_SECRET": secret,
-            "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "DBT_TARGET_PATH": str(self.home.absolute() / "dbt-target"),
             "DBT_LOG_PATH": str(self.home.absolute() / "dbt-logs"),
         }
