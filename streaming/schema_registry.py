@@ -67,7 +67,9 @@ def registry_url(text: str) -> str:
     except ValueError:
         raise argparse.ArgumentTypeError("not an address such as http://registry:8081") from None
     if text and "@" in parts.netloc:
-        raise argparse.ArgumentTypeError("must hold no login: set SCHEMA_REGISTRY_USERNAME and SCHEMA_REGISTRY_PASSWORD")
+        raise argparse.ArgumentTypeError(
+            "must hold no login: set SCHEMA_REGISTRY_USERNAME and SCHEMA_REGISTRY_PASSWORD"
+        )
     if text and not is_address:
         raise argparse.ArgumentTypeError(f"{text!r} is not an address such as http://registry:8081")
     return text.rstrip("/")
