@@ -29,12 +29,15 @@ FINISH_TIMEOUT = 120.0  # seconds; so long is waited at the end for what is on i
 LATENCY_SAMPLE = 8  # one record in so many is timed
 LATENCIES_KEPT = 10_000
 
+Headers = list[tuple[str, bytes]]
+
 
 class Tally:
     """One topic's records. `acknowledge` and `fail` run on kafka-python's thread, `sent` counts on the caller's."""
 
-    def __init__(self, topic: str, partitions: int) -> None:
+    def __init__(self, topic: str, partitions: int, headers: Headers | None = None) -> None:
         self.topic = topic
+        self.headers = headers or []
         self.timed = not CONTRACTS[topic].compacted  # the registry comes in one gush, which says nothing about reports
         self.sent = self.acknowledged = self.failed = self.committed = 0
         self.error: BaseException | None = None
@@ -66,9 +69,9 @@ class Tally:
 
 
 class Delivery:
-    """Sends records by topic and key. Raises KafkaError from its constructor when no broker answers."""
+    """Sends records by topic and key, with the topic's headers. The constructor raises KafkaError without a broker."""
 
-    def __init__(self, connection: dict[str, Any], transactional_id: str | None = None) -> None:
+    def __init__(self, connection: dict[str, Any], transactional_id: str | None, headers: dict[str, Headers]) -> None:
         self._producer = KafkaProducer(
             **connection,
             client_id="smart-access-producer",
@@ -88,7 +91,9 @@ class Delivery:
         self._transaction_since = 0.0
         if self.transactional:
             self._producer.init_transactions()
-        self.tallies = {topic: Tally(topic, len(self._producer.partitions_for(topic))) for topic in CONTRACTS}
+        self.tallies = {
+            topic: Tally(topic, len(self._producer.partitions_for(topic)), headers.get(topic)) for topic in CONTRACTS
+        }
         self._latencies: list[float] = []
         self._timed = 0
         self._until_timed = 1
@@ -115,7 +120,7 @@ class Delivery:
         if self.transactional and not self._in_transaction:
             self._producer.begin_transaction()
             self._transaction_since = time.monotonic()
-        future = self._producer.send(topic, value, key=key, partition=tally.partition(key))
+        future = self._producer.send(topic, value, key=key, headers=tally.headers, partition=tally.partition(key))
         tally.sent += 1
         self._in_transaction += self.transactional
         self._until_timed -= tally.timed

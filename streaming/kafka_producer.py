@@ -43,6 +43,7 @@ from pipeline_settings import (
     option,
     set_up_logging,
 )
+from schema_registry import RegistryError, add_registry_options, schema_headers
 from simulator import PROFILES, Simulator, Truth
 from topics import ensure_topics
 
@@ -95,6 +96,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--ground-truth", type=Path, default=None, metavar="FILE", help=text)
     add_metrics_options(group, "PRODUCER_METRICS_PORT", 9102, "port of /metrics")
     add_kafka_options(parser)
+    add_registry_options(parser)
     add_logging_options(parser)
     args = parser.parse_args(arguments)
     if args.max_speed and args.duration is None and not args.max_events:
@@ -207,15 +209,16 @@ def produce(args: argparse.Namespace, delivery: Delivery, stop: threading.Event,
 
 
 def connect(args: argparse.Namespace) -> Delivery | None:
-    """None, and an error in the log, when no broker lets us in. Exits when it is stopped meanwhile."""
+    """None, and an error in the log, when no broker or registry lets us in. Exits when it is stopped meanwhile."""
     connection = kafka_connection(args)
     try:
+        headers = schema_headers(args)  # first: with a schema that is refused not even a topic is made
         first_contact(connection)
         ensure_topics(connection, args.partitions, args.replication_factor, right="WRITE")
-        return Delivery(connection, args.transactional_id)
+        return Delivery(connection, args.transactional_id, headers)
     except AuthorizationError as error:
         log.error("KAFKA_USERNAME=%s lacks an ACL: WRITE on its --transactional-id? %s", args.username, error)
-    except (NoContact, KafkaError) as error:
+    except (RegistryError, NoContact, KafkaError) as error:
         log.error("%s", error)
     except KeyboardInterrupt:
         log.info("stopped before anything was sent")

@@ -68,7 +68,7 @@ def test_help_shows_every_flag_with_its_default(capsys: pytest.CaptureFixture[st
         parse_arguments(["--help"])
     assert ended.value.code == 0
     options = re.split(r"\n  (?=--)", capsys.readouterr().out)[1:]
-    assert len(options) == 25
+    assert len(options) == 27
     for text in options:
         assert "(default:" in text or text.startswith("--max-speed"), text
 
