@@ -107,11 +107,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl+C: nothing half is left
     try:
         place = back_up(args)
-    except (ServerError, psycopg2.Error) as error:
-        sys.stderr.write(f"no backup was made: {str(error).strip()}\n")
-        return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, psycopg2.errors.QueryCanceled):
         sys.stderr.write("interrupted: no backup was made\n")
+        return 1
+    except (ServerError, psycopg2.Error, OSError) as error:
+        sys.stderr.write(f"no backup was made: {str(error).strip()}\n")
         return 1
     kept = backup_folder.backups_in(args.folder)
     total = in_units(sum(map(backup_folder.size, kept)))

@@ -193,9 +193,10 @@ def create(cursor: Any, database: str) -> None:
     cursor.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(database)))
 
 
-def drop(cursor: Any, database: str) -> None:
-    """Raises psycopg2.errors.ObjectInUse when somebody is connected."""
-    cursor.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(database)))
+def drop(cursor: Any, database: str, force: bool = False) -> None:
+    """Raises psycopg2.errors.ObjectInUse when somebody is connected, unless forced."""
+    statement = sql.SQL("DROP DATABASE IF EXISTS {}" + (" WITH (FORCE)" if force else ""))
+    cursor.execute(statement.format(sql.Identifier(database)))
 
 
 def rename(cursor: Any, old: str, new: str) -> None:

@@ -84,7 +84,7 @@ def restore_database(file: Path, part: DatabasePart) -> None:
             _require_same_rows(fresh, part)
             database_copy.rename(cursor, fresh, name)
         except BaseException:
-            database_copy.drop(cursor, fresh)
+            database_copy.drop(cursor, fresh, force=True)  # pg_restore's own sessions may end a moment later
             if aside:
                 database_copy.rename(cursor, aside, name)
             raise

@@ -136,11 +136,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         restore(args)
-    except (ServerError, psycopg2.Error) as error:
-        sys.stderr.write(f"{str(error).strip()}\n")
-        return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, psycopg2.errors.QueryCanceled):
         sys.stderr.write("interrupted: no database that holds rows was changed, and nothing went to Kafka\n")
+        return 1
+    except (ServerError, psycopg2.Error, OSError) as error:
+        sys.stderr.write(f"{str(error).strip()}\n")
         return 1
     return 0
 
