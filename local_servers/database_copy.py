@@ -120,7 +120,7 @@ def dump(file: Path, say: Callable[[str], None]) -> DatabasePart:
         [snapshot] = cursor.fetchone()
         name = postgres_parameters()["PGDATABASE"]
         part = DatabasePart(name, version, ours, row_counts(cursor), _ledger(cursor), _roles(cursor))
-        # Quick rather than small: twice the default's speed
+        # Quick rather than small: against the default, a third of the time for a fifth more
         command = [program("pg_dump"), "--format=custom", "--compress=1", "--no-password", f"--snapshot={snapshot}"]
         command += [f"--lock-wait-timeout={LOCK_WAIT_S}s", f"--file={file}"]
         _run(command, lambda: file.stat().st_size if file.exists() else 0, say)
