@@ -286,7 +286,7 @@ def latencies(args: argparse.Namespace, folder: Path, postgres: PostgresServer, 
 
 def send_paced(servers: str, rate: int, seconds: int) -> None:
     """Events at an even rate through the producer's own delivery; each one's time is the moment of its sending."""
-    delivery = Delivery({"bootstrap_servers": servers}, None)
+    delivery = Delivery({"bootstrap_servers": servers}, None, {})
     rng = random.Random()
     began = time.perf_counter()
     for number in range(rate * seconds):

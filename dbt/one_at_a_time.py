@@ -44,7 +44,18 @@ def take_lock() -> Any:
     return connection
 
 
+def read_password_file() -> None:
+    """PGPASSWORD_FILE, as the scripts take it: neither libpq nor the profile knows it."""
+    file = os.environ.get("PGPASSWORD_FILE")
+    if file and not os.environ.get("PGPASSWORD"):
+        try:
+            os.environ["PGPASSWORD"] = Path(file).read_text(encoding="utf-8").rstrip("\r\n")
+        except OSError as error:
+            sys.exit(f"PGPASSWORD_FILE={file} cannot be read: {error.strerror}")
+
+
 def main() -> None:
+    read_password_file()
     try:
         connection = take_lock()
     except psycopg2.errors.LockNotAvailable:

@@ -23,7 +23,7 @@ import pipeline_settings
 from local_servers import LOOPBACK, ROOT, ServerError, require_free_port
 from local_servers.daemon import Daemon
 
-USER = PASSWORD = "airflow"
+USER = PASSWORD = "airflow"  # noqa: S105 - the guide's own, on 127.0.0.1
 DATABASE = "airflow"
 COMMANDS = {
     "airflow-api-server": ["api-server"],

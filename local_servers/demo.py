@@ -32,12 +32,15 @@ import pipeline_settings
 from local_servers import LOOPBACK, ROOT, ServerError, port_setting, require_free_port, state_dir
 from local_servers.airflow_services import PASSWORD, USER, AirflowServices
 from local_servers.daemon import Daemon
+from local_servers.kafka_cluster import KafkaCluster, names
+from local_servers.kafka_security import CONSUMER, PRODUCER
 from local_servers.kafka_ui import DEFAULT_PORT as KAFKA_UI_PORT
 from local_servers.reconciliation import Accountant, TopicAccount, total
-from local_servers.stack import bootstrap_servers, daemon, start_servers, stop_all
+from local_servers.stack import MOST_BROKERS, admin_connection, daemon, start_servers, stop_all
 
 DAG_ID = "smart_access_streaming_pipeline"
 DBT_BY_HAND = "python dbt/one_at_a_time.py build --selector models"
+SERVERS = (*names(1), *names(MOST_BROKERS), "postgres")
 LINE_INTERVAL_S = 5.0  # between two lines when the output is no terminal
 DRAIN_TIMEOUT_S = 60.0
 
@@ -101,6 +104,7 @@ class Demo:
         self.airflow: AirflowView | None = None
         self.lag_seconds: float | None = None
         self._accountant: Accountant | None = None
+        self._kafka: KafkaCluster | None = None
         self._stored_before: int | None = 0  # None from the first new row on
         self._watched: list[Daemon] = []
 
@@ -117,9 +121,9 @@ class Demo:
     def start(self) -> None:
         ports = self._ports()
         self._say("starting Kafka and PostgreSQL …")
-        start_servers()
-        self._watched = [service for service in (daemon("kafka"), daemon("postgres")) if service.is_running()]
-        self._accountant = Accountant(bootstrap_servers())
+        self._kafka = start_servers()
+        self._watched = [service for service in map(daemon, SERVERS) if service.is_running()]
+        self._accountant = Accountant(admin_connection(self._kafka))
         self._stored_before = total(self._accountant.accounts()).stored
         self._run("consumer", [ROOT / "streaming/kafka_consumer.py"])
         self._run("producer", [ROOT / "streaming/kafka_producer.py"])
@@ -136,7 +140,9 @@ class Demo:
             app = ROOT / "analytics/streamlit_app.py"
             self._run("dashboard", ["-m", "streamlit", "run", app, *options.split(), *quiet.split()])
             self.urls["dashboard"] = f"http://{LOOPBACK}:{port}"
-        if not self.args.no_ui:
+        if not self.args.no_ui and self._kafka and self._kafka.security:
+            self._say("no Kafka UI: it has no login to a Kafka that was made with --secure")
+        elif not self.args.no_ui:
             self._run("kafka-ui", ["-m", "local_servers.kafka_ui"])
             self.urls["Kafka UI"] = f"http://{LOOPBACK}:{ports['Kafka UI'][0]}"
         if not self.console.is_terminal:
@@ -159,7 +165,12 @@ class Demo:
 
     def _run(self, name: str, arguments: list[str | Path]) -> None:
         service = daemon(name)
-        service.start([sys.executable, *arguments], env=pipeline_settings.postgres_parameters(), cwd=ROOT)
+        environment = pipeline_settings.postgres_parameters()
+        if self._kafka:
+            environment["KAFKA_BOOTSTRAP_SERVERS"] = self._kafka.bootstrap_servers
+            if self._kafka.security and name in (PRODUCER, CONSUMER):
+                environment |= self._kafka.security.client_environment(name)
+        service.start([sys.executable, *arguments], env=environment, cwd=ROOT)
         self._watched.append(service)
 
     # --- watch ---

@@ -6,7 +6,6 @@ To move to another version: change COORDINATES, `python -m local_servers.kafka_j
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 import sys
@@ -14,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from local_servers import ServerError, state_dir
+from local_servers.maven_artifact import maven_context, sha256_of
 
 # Another logging binding than slf4j-simple drags in an older kafka-clients
 COORDINATES = "org.apache.kafka:kafka_2.13:4.3.1+org.slf4j:slf4j-simple:1.7.36"
@@ -52,7 +52,7 @@ def verify(folder: Path) -> None:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {jar.name: hashlib.sha256(jar.read_bytes()).hexdigest() for jar in sorted(folder.glob("*.jar"))}
+    return {jar.name: sha256_of(jar) for jar in sorted(folder.glob("*.jar"))}
 
 
 def _download(folder: Path) -> None:
@@ -73,9 +73,8 @@ def _download(folder: Path) -> None:
 def _resolve(scratch: Path) -> list[Path]:
     # Imported here: only a first start needs it
     from jgo.env import EnvironmentBuilder, LinkStrategy
-    from jgo.maven import MavenContext
 
-    context = MavenContext(repo_cache=scratch / "maven", timeout=60)
+    context = maven_context(scratch)
     builder = EnvironmentBuilder(context=context, cache_dir=scratch / "envs", link_strategy=LinkStrategy.COPY)
     try:
         environment = builder.from_endpoint(COORDINATES)

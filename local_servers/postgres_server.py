@@ -49,7 +49,7 @@ class PostgresServer:
         self,
         data_dir: Path,
         port: int,
-        password: str = "postgres",
+        password: str = "postgres",  # noqa: S107 - the demo's own, on 127.0.0.1
         *,
         user: str = "postgres",
         database: str = "smart_access",

@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 
@@ -38,10 +39,12 @@ class TopicAccount:
 
 
 class Accountant:
-    """Reads both sides again and again over one connection to Kafka. Close it."""
+    """Reads both sides again and again over one connection to Kafka. Close it.
 
-    def __init__(self, bootstrap_servers: str) -> None:
-        connection = {"bootstrap_servers": bootstrap_servers.split(","), "bootstrap_timeout_ms": 20_000}
+    connection: what a kafka-python client needs to connect as somebody who may read all topics.
+    """
+
+    def __init__(self, connection: dict[str, Any]) -> None:
         self._cluster_id = topics.cluster_id(connection)
         self._group = os.environ.get("CONSUMER_GROUP") or "smart-access-sink"
         # It never polls: only the log's ends are asked

@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 import math
 import random
-import threading
 import time
 from functools import partial
 from typing import Any
 
 from kafka import KafkaProducer
-from kafka.errors import KafkaError
+from kafka.errors import AuthorizationError, KafkaError
 from kafka.partitioner import murmur2
 
 import pipeline_metrics as metrics
@@ -25,16 +24,20 @@ log = logging.getLogger("producer")
 
 MAX_IN_FLIGHT = 50_000  # records; more only make memory and latency grow
 MAX_TRANSACTION = 20_000  # records; and a second
-DELIVERY_TIMEOUT = 120.0  # seconds; a broker may be away for so long before a record counts as failed
+DELIVERY_TIMEOUT = 3600.0  # seconds; Kafka may be away for so long before a record counts as failed
+FINISH_TIMEOUT = 120.0  # seconds; so long is waited at the end for what is on its way
 LATENCY_SAMPLE = 8  # one record in so many is timed
 LATENCIES_KEPT = 10_000
+
+Headers = list[tuple[str, bytes]]
 
 
 class Tally:
     """One topic's records. `acknowledge` and `fail` run on kafka-python's thread, `sent` counts on the caller's."""
 
-    def __init__(self, topic: str, partitions: int) -> None:
+    def __init__(self, topic: str, partitions: int, headers: Headers | None = None) -> None:
         self.topic = topic
+        self.headers = headers or []
         self.timed = not CONTRACTS[topic].compacted  # the registry comes in one gush, which says nothing about reports
         self.sent = self.acknowledged = self.failed = self.committed = 0
         self.error: BaseException | None = None
@@ -66,9 +69,9 @@ class Tally:
 
 
 class Delivery:
-    """Sends records by topic and key. Raises KafkaError from its constructor when no broker answers."""
+    """Sends records by topic and key, with the topic's headers. The constructor raises KafkaError without a broker."""
 
-    def __init__(self, connection: dict[str, Any], transactional_id: str | None = None) -> None:
+    def __init__(self, connection: dict[str, Any], transactional_id: str | None, headers: dict[str, Headers]) -> None:
         self._producer = KafkaProducer(
             **connection,
             client_id="smart-access-producer",
@@ -83,11 +86,14 @@ class Delivery:
             transactional_id=transactional_id,
         )
         self.transactional = transactional_id is not None
+        self._is_full = False
         self._in_transaction = 0  # records
         self._transaction_since = 0.0
         if self.transactional:
             self._producer.init_transactions()
-        self.tallies = {topic: Tally(topic, len(self._producer.partitions_for(topic))) for topic in CONTRACTS}
+        self.tallies = {
+            topic: Tally(topic, len(self._producer.partitions_for(topic)), headers.get(topic)) for topic in CONTRACTS
+        }
         self._latencies: list[float] = []
         self._timed = 0
         self._until_timed = 1
@@ -114,7 +120,7 @@ class Delivery:
         if self.transactional and not self._in_transaction:
             self._producer.begin_transaction()
             self._transaction_since = time.monotonic()
-        future = self._producer.send(topic, value, key=key, partition=tally.partition(key))
+        future = self._producer.send(topic, value, key=key, headers=tally.headers, partition=tally.partition(key))
         tally.sent += 1
         self._in_transaction += self.transactional
         self._until_timed -= tally.timed
@@ -138,16 +144,25 @@ class Delivery:
         latencies = sorted(self._latencies)
         return latencies[int(0.99 * (len(latencies) - 1))] if latencies else float("nan")
 
-    def look_after(self, stop: threading.Event) -> None:
-        """To be called often: commits what is due, and waits while too much is on its way (or until `stop`)."""
+    def look_after(self) -> None:
+        """To be called often: commits what is due.
+
+        Raises AuthorizationError when a right was taken from us meanwhile: to go on would only fail record by record.
+        """
+        for tally in self.tallies.values():
+            if isinstance(tally.error, AuthorizationError):
+                raise tally.error
         if self._in_transaction:
             age = time.monotonic() - self._transaction_since
             if age >= 1 or self._in_transaction >= MAX_TRANSACTION:
                 self._commit()
-        if self.in_flight >= MAX_IN_FLIGHT:
+
+    def has_room(self) -> bool:
+        """False from MAX_IN_FLIGHT records on, until half of them have been acknowledged."""
+        was_full, self._is_full = self._is_full, self.in_flight >= MAX_IN_FLIGHT // (2 if self._is_full else 1)
+        if self._is_full and not was_full:
             log.warning("%d records wait for Kafka: it is away or too slow; sending pauses", self.in_flight)
-            while self.in_flight > MAX_IN_FLIGHT // 2 and not stop.wait(0.01):
-                pass
+        return not self._is_full
 
     def summary(self, seconds: float) -> dict[str, Any]:
         """What became of the records, in all and by topic; `failed` is whatever was not acknowledged."""
@@ -183,7 +198,7 @@ class Delivery:
         """Waits for what is on its way and commits it. Raises KafkaError when that cannot be done."""
         if self._in_transaction:
             self._commit()
-        self._producer.flush(timeout=DELIVERY_TIMEOUT + 5)
+        self._producer.flush(timeout=FINISH_TIMEOUT)
 
     def abort(self) -> None:
         """After a failure: what the open transaction holds is withdrawn, if Kafka still takes that from us."""

@@ -21,14 +21,16 @@ from functools import partial
 
 import psycopg2
 import tenacity
-from kafka.errors import KafkaError, RetriableError
+from kafka.errors import AuthorizationError, KafkaError, RetriableError
 
 import kafka_log
 import pipeline_metrics as metrics
+from kafka_contact import NoContact, first_contact
 from membership import ClusterChanged, LogMismatch, Session
 from pipeline_settings import (
     add_kafka_options,
     add_logging_options,
+    add_metrics_options,
     apply_schema,
     connect_postgres,
     kafka_connection,
@@ -43,6 +45,7 @@ from writer import Status, Writer
 
 log = logging.getLogger("consumer")
 
+TLS_PARAMETERS = ("PGSSLMODE", "PGSSLROOTCERT")  # libpq's own
 STOP_TIMEOUT_S = 30.0
 STOP_TIMEOUT_IN_OUTAGE_S = 5.0  # what is not written is read again; no need to keep the terminal waiting
 
@@ -57,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     option(parser, "--batch-size", "BATCH_SIZE", 20_000, number(int, 1, 1_000_000), "most rows in one transaction")
     option(parser, "--batch-timeout", "BATCH_TIMEOUT", 1.0, number(float, 0, 60), "longest wait of a row, seconds")
     option(parser, "--session-timeout", "SESSION_TIMEOUT", 10, number(float, 1, 1800), "group's patience, seconds")
-    option(parser, "--metrics-port", "CONSUMER_METRICS_PORT", 9101, number(int, 0, 65535), "/metrics; 0 is off")
+    add_metrics_options(parser, "CONSUMER_METRICS_PORT", 9101, "port of /metrics, /healthz and /readyz")
     parser.add_argument(
         "--accept-gap", action="store_true", help="go on past offsets that Kafka has deleted, and record the gap"
     )
@@ -79,23 +82,26 @@ def main() -> int:
     status = Status()
     if args.metrics_port:
         try:
-            metrics.serve(args.metrics_port, status.report)
+            metrics.serve(args.metrics_host, args.metrics_port, status.report)
         except OSError as error:
-            log.error("port %d is taken (%s): set CONSUMER_METRICS_PORT", args.metrics_port, error.strerror)
+            where = f"{args.metrics_host}:{args.metrics_port}"
+            log.error("cannot listen on %s: %s. Set CONSUMER_METRICS_PORT, METRICS_HOST", where, error.strerror)
             return 1
     try:
         wait_for_postgres(stop, status)
-        with kafka_log.last_words() as last_words:
-            ensure_topics(kafka_connection(args), args.partitions, args.replication_factor)
-    except KafkaError as error:
-        reason = last_words.line or error
-        log.error("no Kafka at %s (KAFKA_BOOTSTRAP_SERVERS): %s", args.bootstrap_servers, reason)
+        connection = kafka_connection(args)
+        first_contact(connection)
+        ensure_topics(connection, args.partitions, args.replication_factor, right="READ")
+    except (NoContact, KafkaError) as error:
+        log.error("%s", error)
         return 1
     except psycopg2.OperationalError as error:
         if stop.is_set():
             log.info("stopped before PostgreSQL answered")
             return 0
-        log.error("PostgreSQL refuses: %s. Set %s", str(error).strip(), ", ".join(postgres_parameters()))
+        reason = str(error).strip().splitlines()[0]
+        names = TLS_PARAMETERS if _is_about_tls(reason) else postgres_parameters()
+        log.error("PostgreSQL refuses: %s. Set %s", reason, ", ".join(names))
         return 1
     while not stop.is_set():
         try:
@@ -108,6 +114,9 @@ def main() -> int:
         except RetriableError as error:
             log.warning("Kafka: %s; joining anew", error)
             stop.wait(1)
+        except AuthorizationError as error:
+            log.error("KAFKA_USERNAME=%s lacks an ACL: READ on group %s? %s", args.username, args.group, error)
+            return 1
         except (LogMismatch, KafkaError) as error:
             log.error("%s", error)
             return 1
@@ -144,13 +153,19 @@ def wait_for_postgres(stop: threading.Event, status: Status) -> None:
 def _is_refusal(error: BaseException) -> bool:
     """A server that answers and says no; libpq gives no SQLSTATE while connecting, so its text must do."""
     text = str(error)
-    return any(words in text for words in ("authentication failed", "does not exist", "no pg_hba.conf entry"))
+    words = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
+    return any(word in text for word in words) or _is_about_tls(text)
+
+
+def _is_about_tls(text: str) -> bool:
+    words = ("certificate verify failed", "does not support SSL", "root certificate file", "server certificate for")
+    return any(word in text for word in words)
 
 
 def run_session(args: argparse.Namespace, stop: threading.Event, status: Status) -> None:
     """One membership in the group, until `stop` or until it must begin anew."""
     connection = kafka_connection(args)
-    ensure_topics(connection, args.partitions, args.replication_factor)
+    ensure_topics(connection, args.partitions, args.replication_factor, right="READ")
     cluster = cluster_id(connection)
     ledger = Sink(partial(connect_postgres, "smart-access-consumer"), cluster, args.group)
     sink = Sink(partial(connect_postgres, "smart-access-writer"), cluster, args.group)

@@ -1,14 +1,12 @@
 """kafka-python's own log, made bearable: while a broker is away it writes several lines a second.
 
-Both are for the scripts' terminals; with LOG_LEVEL=DEBUG everything is shown.
+For the scripts' terminals; with LOG_LEVEL=DEBUG everything is shown.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 ONE_LINE_EVERY = 10.0  # seconds
 
@@ -38,27 +36,3 @@ def calm() -> None:
     if logging.getLogger().level > logging.DEBUG:
         for handler in logging.getLogger().handlers:
             handler.addFilter(OneInAWhile())
-
-
-class LastWords(logging.Handler):
-    """Keeps the last error in place of showing it."""
-
-    line = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        # "Bootstrap failed" and "node_id=bootstrap-0" lines only repeat the reason that came before them
-        if record.levelno == logging.ERROR and "boot" not in record.getMessage().lower():
-            self.line = record.getMessage()
-
-
-@contextmanager
-def last_words() -> Iterator[LastWords]:
-    """Holds the log of connecting back. The exception tells only of a timeout; the reason is in this log alone."""
-    log, kept = logging.getLogger("kafka.net"), LastWords()
-    log.addHandler(kept)
-    log.propagate = logging.getLogger().level <= logging.DEBUG
-    try:
-        yield kept
-    finally:
-        log.propagate = True
-        log.removeHandler(kept)

@@ -25,15 +25,25 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
-from kafka.errors import KafkaError
+from kafka.errors import AuthorizationError, KafkaError
 
 import kafka_log
 import pipeline_metrics
 from contracts import EVENTS
 from delivery import Delivery
 from fleet import Parameters
+from kafka_contact import NoContact, first_contact
 from pacing import Clock
-from pipeline_settings import add_kafka_options, add_logging_options, kafka_connection, number, option, set_up_logging
+from pipeline_settings import (
+    add_kafka_options,
+    add_logging_options,
+    add_metrics_options,
+    kafka_connection,
+    number,
+    option,
+    set_up_logging,
+)
+from schema_registry import RegistryError, add_registry_options, schema_headers
 from simulator import PROFILES, Simulator, Truth
 from topics import ensure_topics
 
@@ -84,9 +94,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--transactional-id", default=None, metavar="ID", help=text)
     text = "write what was injected, a JSON object a line (default: none)"
     group.add_argument("--ground-truth", type=Path, default=None, metavar="FILE", help=text)
-    text = "Prometheus metrics on 127.0.0.1; 0 for none"
-    option(group, "--metrics-port", "PRODUCER_METRICS_PORT", 9102, number(int, 0, 65_535), text)
+    add_metrics_options(group, "PRODUCER_METRICS_PORT", 9102, "port of /metrics")
     add_kafka_options(parser)
+    add_registry_options(parser)
     add_logging_options(parser)
     args = parser.parse_args(arguments)
     if args.max_speed and args.duration is None and not args.max_events:
@@ -199,18 +209,21 @@ def produce(args: argparse.Namespace, delivery: Delivery, stop: threading.Event,
 
 
 def connect(args: argparse.Namespace) -> Delivery | None:
-    """None, and an error in the log, when no broker answers. Exits when it is stopped meanwhile."""
-    with kafka_log.last_words() as reason:
-        try:
-            ensure_topics(kafka_connection(args), args.partitions, args.replication_factor)
-            return Delivery(kafka_connection(args), args.transactional_id)
-        except KafkaError as error:
-            where = f"no Kafka at {args.bootstrap_servers} (KAFKA_BOOTSTRAP_SERVERS)"
-            log.error("%s: %s", where, reason.line or error)
-            return None
-        except KeyboardInterrupt:
-            log.info("stopped before anything was sent")
-            sys.exit(0)
+    """None, and an error in the log, when no broker or registry lets us in. Exits when it is stopped meanwhile."""
+    connection = kafka_connection(args)
+    try:
+        headers = schema_headers(args)  # first: with a schema that is refused not even a topic is made
+        first_contact(connection)
+        ensure_topics(connection, args.partitions, args.replication_factor, right="WRITE")
+        return Delivery(connection, args.transactional_id, headers)
+    except AuthorizationError as error:
+        log.error("KAFKA_USERNAME=%s lacks an ACL: WRITE on its --transactional-id? %s", args.username, error)
+    except (RegistryError, NoContact, KafkaError) as error:
+        log.error("%s", error)
+    except KeyboardInterrupt:
+        log.info("stopped before anything was sent")
+        sys.exit(0)
+    return None
 
 
 def main() -> int:
@@ -220,9 +233,9 @@ def main() -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background job inherits it ignored
         signal.signal(signum, signal.default_int_handler)
     try:
-        what = f"port {args.metrics_port} (PRODUCER_METRICS_PORT, 0 for none)"
+        what = f"{args.metrics_host}:{args.metrics_port} (METRICS_HOST, PRODUCER_METRICS_PORT, 0 for none)"
         if args.metrics_port:
-            pipeline_metrics.serve(args.metrics_port)
+            pipeline_metrics.serve(args.metrics_host, args.metrics_port)
         what = str(args.ground_truth)
         with args.ground_truth.open("w", buffering=1) if args.ground_truth else nullcontext() as truth:
             delivery = connect(args)

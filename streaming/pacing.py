@@ -22,7 +22,7 @@ class Clock:
         self._delivery, self._stop, self._max_speed = delivery, stop, max_speed
         self._began = time.monotonic()
         self.reached = math.inf if max_speed else 0.0  # what is due up to here can go without a look at the clock
-        self._progress_at, self._progress_sent = 0.0, 0
+        self._progress_at, self._progress_sent, self._progress_settled = 0.0, 0, 0
 
     def elapsed(self) -> float:
         return time.monotonic() - self._began
@@ -34,8 +34,13 @@ class Clock:
         self.reached = max(now, due)
 
     def tick(self, due: float) -> None:
-        """Every few hundred records and every fraction of a second."""
-        self._delivery.look_after(self._stop)
+        """Every few hundred records and every fraction of a second. Waits while too much is on its way."""
+        self._delivery.look_after()
+        self._report(due)
+        while not self._delivery.has_room() and not self._stop.wait(0.01):
+            self._report(due)
+
+    def _report(self, due: float) -> None:
         now = self.elapsed()
         if now - self._progress_at < PROGRESS_EVERY:
             return
@@ -53,4 +58,13 @@ class Clock:
             delivery.p99() * 1000,
             behind,
         )
+        settled = delivery.sent - delivery.in_flight
+        if delivery.in_flight and settled == self._progress_settled:
+            log.warning(
+                "Kafka has acknowledged nothing for %.0f s, %d records wait: brokers are away, or fewer of them in sync"
+                " than min.insync.replicas",
+                PROGRESS_EVERY,
+                delivery.in_flight,
+            )
+        self._progress_settled = settled
         delivery.publish()

@@ -59,11 +59,11 @@ PRODUCER_FAILED = Counter("producer_records_failed_total", "Records not acknowle
 PRODUCER_SEND_LATENCY = Histogram("producer_send_latency_seconds", "Send to acknowledgement, sampled", buckets=SECONDS)
 
 
-def serve(port: int, ready: Callable[[], tuple[bool, dict[str, Any]]] | None = None) -> None:
-    """Serves /metrics on 127.0.0.1:port; with `ready` also /readyz and /healthz.
+def serve(host: str, port: int, ready: Callable[[], tuple[bool, dict[str, Any]]] | None = None) -> None:
+    """Serves /metrics on host:port; with `ready` also /readyz and /healthz.
 
     ready() gives (ready, report); the process counts as healthy unless the report says stuck.
-    Raises OSError when the port is taken.
+    Raises OSError when the port is taken, or the host is not this machine's.
     """
     metrics = make_wsgi_app()
 
@@ -76,7 +76,7 @@ def serve(port: int, ready: Callable[[], tuple[bool, dict[str, Any]]] | None = N
         start_response("200 OK" if fine else "503 Service Unavailable", [("Content-Type", "application/json")])
         return [json.dumps(report).encode() + b"\n"]
 
-    server = make_server("127.0.0.1", port, app, WSGIServer, _QuietHandler)
+    server = make_server(host, port, app, WSGIServer, _QuietHandler)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 
 

@@ -28,7 +28,33 @@ POSTGRES_DEFAULTS = {
     "PGPASSWORD": "postgres",
 }
 
+SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+SASL_MECHANISMS = ("SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN")
+
 load_dotenv(ROOT / ".env")
+
+
+class SettingError(SystemExit):
+    """A setting that cannot be used. Its text names it; uncaught it ends the script with this one line, exit code 1."""
+
+
+def secret(name: str, default: str = "") -> str:
+    """A password: the variable's value, or what the file holds that NAME_FILE names. Never a flag: others see those.
+
+    Raises SettingError when both are set and differ, or the file cannot be read or is empty.
+    """
+    value, file = os.environ.get(name), os.environ.get(f"{name}_FILE")
+    if not file:
+        return value or default
+    try:
+        text = Path(file).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"{name}_FILE={file} cannot be read: {error}") from None
+    if not text:
+        raise SettingError(f"{name}_FILE={file} is empty: it should hold the password")
+    if value and value != text:
+        raise SettingError(f"{name} and {name}_FILE say different things: unset one of them")
+    return text
 
 
 def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], Any]:
@@ -44,6 +70,18 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], An
             limit = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
             raise argparse.ArgumentTypeError(f"{text} is out of range: must be {limit}")
         return value
+
+    return parse
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """A parser of a closed vocabulary for `option`; upper or lower case makes no difference."""
+    known = {word.upper(): word for word in words}
+
+    def parse(text: str) -> str:
+        if text.upper() not in known:
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(words)}")
+        return known[text.upper()]
 
     return parse
 
@@ -78,32 +116,51 @@ def add_kafka_options(parser: argparse.ArgumentParser) -> None:
     option(
         group, "--replication-factor", "KAFKA_REPLICATION_FACTOR", 1, number(int, 1, 100), "copies of a topic made here"
     )
+    protocol = one_of(*SECURITY_PROTOCOLS)
+    option(
+        group, "--security-protocol", "KAFKA_SECURITY_PROTOCOL", "PLAINTEXT", protocol, ", ".join(SECURITY_PROTOCOLS)
+    )
+    mechanism = one_of(*SASL_MECHANISMS)
+    option(group, "--sasl-mechanism", "KAFKA_SASL_MECHANISM", "SCRAM-SHA-512", mechanism, ", ".join(SASL_MECHANISMS))
+    text = "user for SASL; its password is KAFKA_PASSWORD, or in the file KAFKA_PASSWORD_FILE"
+    option(group, "--username", "KAFKA_USERNAME", "", str, text)
+    text = "PEM file of the authorities that vouch for the brokers; unset: the system's"
+    option(group, "--ca-file", "KAFKA_CA_FILE", "", str, text)
 
 
 def kafka_connection(args: argparse.Namespace) -> dict[str, Any]:
-    """What every kafka-python client needs to connect."""
-    return {
+    """What every kafka-python client needs to connect. Raises SettingError when a setting is missing for that."""
+    connection: dict[str, Any] = {
         "bootstrap_servers": [server.strip() for server in args.bootstrap_servers.split(",")],
         "bootstrap_timeout_ms": 20_000,
+        "security_protocol": args.security_protocol,
     }
+    if args.security_protocol.startswith("SASL_"):
+        password = secret("KAFKA_PASSWORD")
+        if not args.username or not password:
+            missing = "KAFKA_PASSWORD or KAFKA_PASSWORD_FILE" if args.username else "KAFKA_USERNAME"
+            raise SettingError(f"KAFKA_SECURITY_PROTOCOL={args.security_protocol} needs a login: set {missing}")
+        connection["sasl_mechanism"] = args.sasl_mechanism
+        connection["sasl_plain_username"] = args.username
+        connection["sasl_plain_password"] = password
+    if args.security_protocol.endswith("SSL") and args.ca_file:
+        if not os.access(args.ca_file, os.R_OK):
+            raise SettingError(f"KAFKA_CA_FILE={args.ca_file} cannot be read")
+        connection["ssl_cafile"] = args.ca_file
+    return connection
+
+
+def add_metrics_options(parser: argparse._ActionsContainer, port_env: str, port: int, serves: str) -> None:
+    option(parser, "--metrics-port", port_env, port, number(int, 0, 65_535), f"{serves}; 0 for none")
+    text = "address they listen on; anything but this machine's own opens them to the network"
+    option(parser, "--metrics-host", "METRICS_HOST", "127.0.0.1", str, text)
 
 
 def add_logging_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("logging")
-    option(group, "--log-level", "LOG_LEVEL", "INFO", _log_level, "DEBUG, INFO, WARNING or ERROR")
-    option(group, "--log-format", "LOG_FORMAT", "text", _log_format, "text, or json for one object a line")
-
-
-def _log_level(text: str) -> str:
-    if text.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of DEBUG, INFO, WARNING, ERROR")
-    return text.upper()
-
-
-def _log_format(text: str) -> str:
-    if text not in ("text", "json"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of text, json")
-    return text
+    levels = one_of("DEBUG", "INFO", "WARNING", "ERROR")
+    option(group, "--log-level", "LOG_LEVEL", "INFO", levels, "DEBUG, INFO, WARNING or ERROR")
+    option(group, "--log-format", "LOG_FORMAT", "text", one_of("text", "json"), "text, or json for one object a line")
 
 
 class _JsonFormatter(logging.Formatter):
@@ -129,8 +186,12 @@ def set_up_logging(args: argparse.Namespace) -> None:
 
 
 def postgres_parameters() -> dict[str, str]:
-    """libpq's variables with this project's defaults, as an environment for a child process (dbt, psql)."""
-    return {name: os.environ.get(name) or default for name, default in POSTGRES_DEFAULTS.items()}
+    """libpq's variables with this project's defaults, as an environment for a child process (dbt, psql).
+
+    Raises SettingError when PGPASSWORD_FILE is set and cannot be used.
+    """
+    known = {name: os.environ.get(name) or default for name, default in POSTGRES_DEFAULTS.items()}
+    return known | {"PGPASSWORD": secret("PGPASSWORD", POSTGRES_DEFAULTS["PGPASSWORD"])}
 
 
 def connect_postgres(application_name: str, **parameters: Any) -> Any:

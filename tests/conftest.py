@@ -19,6 +19,7 @@ import pytest
 
 if TYPE_CHECKING:
     from local_servers.kafka_broker import KafkaBroker
+    from local_servers.kafka_cluster import KafkaCluster
     from local_servers.postgres_server import PostgresServer
 
 
@@ -65,6 +66,27 @@ def make_broker(servers_folder: Path) -> Iterator[Callable[..., KafkaBroker]]:
     """Starts a broker of the test's own: make_broker(settings={…}, port=…)."""
     with ExitStack() as ended_later:
         yield _broker_maker(servers_folder, ended_later)
+
+
+@pytest.fixture(scope="module")
+def make_cluster(servers_folder: Path) -> Iterator[Callable[..., KafkaCluster]]:
+    """Starts brokers of the module's own: make_cluster(3), make_cluster(1, secure=True)."""
+    from local_servers import free_port
+    from local_servers.kafka_cluster import KafkaCluster
+    from local_servers.kafka_security import KafkaSecurity
+
+    with ExitStack() as ended_later:
+
+        def make(brokers: int, secure: bool = False) -> KafkaCluster:
+            folder = servers_folder / f"cluster-{uuid.uuid4().hex[:8]}"
+            security = KafkaSecurity(folder / "security") if secure else None
+            ports = [free_port() for _ in range(brokers)]
+            cluster = KafkaCluster(folder, ports, security=security, heap="256m", fast_start=True)
+            ended_later.callback(cluster.stop)
+            cluster.start()
+            return cluster
+
+        yield make
 
 
 @pytest.fixture

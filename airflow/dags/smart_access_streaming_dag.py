@@ -28,8 +28,9 @@ to that address: JSON with `text` (the same line), `dag_id`, `task_id`, `run_id`
 of it) and `log_url`. A webhook that does not answer within seconds is logged and changes nothing.
 
 Settings, from the environment of the scheduler and the dag-processor: `STREAMING_SCHEDULE` (cron, `*/15 * * * *`;
-`*/5 * * * *` for fresher marts), `ALERT_WEBHOOK_URL`, `DBT_PROJECT_DIR` and `DBT_PROFILES_DIR` (the project's `dbt`
-folder), `DBT_TARGET_PATH` and `DBT_LOG_PATH`, and libpq's `PGHOST`, `PGPORT`, `PGDATABASE`, `PGUSER`, `PGPASSWORD`.
+`*/5 * * * *` for fresher marts), `ALERT_WEBHOOK_URL` (or `ALERT_WEBHOOK_URL_FILE`, a file that holds it),
+`DBT_PROJECT_DIR` and `DBT_PROFILES_DIR` (the project's `dbt` folder), `DBT_TARGET_PATH` and `DBT_LOG_PATH`, and libpq's
+`PGHOST`, `PGPORT`, `PGDATABASE`, `PGUSER`, `PGPASSWORD` (or `PGPASSWORD_FILE`).
 """
 
 from __future__ import annotations
@@ -77,7 +78,12 @@ def alert(context: dict[str, Any]) -> None:
     error = (str(context.get("exception") or "").strip() or "no reason given").splitlines()[0]
     text = f"{ti.dag_id}.{ti.task_id} failed in {ti.run_id} (attempt {ti.try_number}): {error}"
     log.error(text)
-    url = os.environ.get("ALERT_WEBHOOK_URL")
+    file = os.environ.get("ALERT_WEBHOOK_URL_FILE")
+    try:
+        url = Path(file).read_text(encoding="utf-8").strip() if file else os.environ.get("ALERT_WEBHOOK_URL")
+    except OSError as failure:
+        log.error("ALERT_WEBHOOK_URL_FILE=%s cannot be read: %s", file, failure.strerror)
+        return
     if not url:
         return
     message = {

@@ -166,7 +166,8 @@ def test_a_failing_model_fails_the_run_and_alerts_once_and_the_next_run_makes_up
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     url, alerts = webhook
-    monkeypatch.setenv("ALERT_WEBHOOK_URL", url)
+    (tmp_path / "webhook").write_text(f"{url}\n")
+    monkeypatch.setenv("ALERT_WEBHOOK_URL_FILE", str(tmp_path / "webhook"))
     assert str(run_dag(database, monkeypatch, tmp_path).state) == "success"
     sql("ALTER TABLE marts.fct_access_hourly ADD CONSTRAINT refuses CHECK (opens = 0); SELECT 1")
     sql(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,6 +110,21 @@ def test_a_run_that_has_waited_too_long_says_so_and_does_nothing(
 def test_a_server_that_does_not_answer_is_told(dbt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGDATABASE", "nowhere")
     with pytest.raises(SystemExit, match=r'no lock, so no dbt: .*"nowhere" does not exist'):
+        runpy.run_path(str(SCRIPT))["main"]()
+
+
+def test_the_password_may_be_in_a_file(
+    dbt: Any, warehouse: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "password"
+    file.write_text(os.environ["PGPASSWORD"] + "\n")
+    monkeypatch.setenv("PGPASSWORD_FILE", str(file))
+    monkeypatch.setenv("PGPASSWORD", "")
+    run = start([sys.executable, str(SCRIPT), "debug", "--connection"], "file")
+    said, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, said
+    monkeypatch.setenv("PGPASSWORD_FILE", str(tmp_path / "none"))
+    with pytest.raises(SystemExit, match=r"PGPASSWORD_FILE=.*none cannot be read"):
         runpy.run_path(str(SCRIPT))["main"]()
 
 

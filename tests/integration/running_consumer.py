@@ -26,6 +26,7 @@ from topics import cluster_id, ensure_topics
 
 if TYPE_CHECKING:
     from local_servers.kafka_broker import KafkaBroker
+    from local_servers.kafka_cluster import KafkaCluster
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTITIONS = 6
@@ -80,9 +81,9 @@ class Database:
 
 
 class Pipeline(Database):
-    def __init__(self, broker: KafkaBroker, database: dict[str, str], folder: Path):
+    def __init__(self, broker: KafkaBroker | KafkaCluster, database: dict[str, str], folder: Path):
         super().__init__({**database, "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers})
-        self._kafka = {"bootstrap_servers": broker.bootstrap_servers}
+        self._kafka = broker.admin_connection()
         self._folder = folder
         self._number = 0
         self.group = f"test-{uuid.uuid4().hex[:8]}"

@@ -41,6 +41,28 @@ def run_stack(environment: dict[str, str], *arguments: str) -> subprocess.Comple
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
+def commands(said: str) -> list[str]:
+    """What `up` tells people to type in their two terminals."""
+    return [line.strip() for line in said.splitlines() if line.strip().startswith("source ")]
+
+
+@contextmanager
+def in_a_terminal(command: str, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A line as typed into a shell; Ctrl+C ends it, with exit code 0, after the block."""
+    pipe, both = subprocess.PIPE, subprocess.STDOUT
+    line = command.replace("&& ", "&& exec ")  # so that the signal reaches it
+    with subprocess.Popen(
+        ["bash", "-c", line], cwd=ROOT, env=environment, stdout=pipe, stderr=both, text=True
+    ) as process:
+        try:
+            yield process
+            process.send_signal(signal.SIGINT)
+            said, _ = process.communicate(timeout=60)
+            assert process.returncode == 0, said
+        finally:
+            process.kill()  # does nothing to one that has ended
+
+
 @contextmanager
 def running_demo(environment: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A demo as a shell's background job, which inherits the signal of Ctrl+C ignored."""
@@ -130,3 +152,24 @@ def test_the_demo_ends_by_itself_after_its_minutes(environment: dict[str, str]) 
         output, _ = demo.communicate(timeout=120)
     assert demo.returncode == 0, output
     assert time.monotonic() - began >= 6
+
+
+def test_a_secured_cluster_works_by_the_lines_that_up_prints(environment: dict[str, str]) -> None:
+    made = run_stack(environment, "up", "--brokers", "3", "--secure")
+    assert made.returncode == 0, made.stderr
+    consume, produce = commands(made.stdout)
+    # a shell that knows nothing of it
+    plain = {name: value for name, value in environment.items() if not name.startswith(("KAFKA_", "PG"))}
+    with in_a_terminal(consume, plain), in_a_terminal(produce, plain):
+        deadline = time.monotonic() + 60
+        while psql(environment, "select count(*) from raw_access_events") == "0":
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    assert psql(environment, "select bool_and(balanced) from ingest_ledger") == "t"
+    assert run_stack(environment, "down").returncode == 0
+    again = run_stack(environment, "up")
+    assert commands(again.stdout) == [consume, produce]
+    assert "SASL_SSL" in again.stdout
+    other = run_stack(environment, "up", "--brokers", "1")
+    assert (other.returncode, other.stdout) == (1, "")
+    assert "is of 3 broker(s), not of 1" in other.stderr

@@ -171,7 +171,7 @@ def test_a_taken_port_is_one_line_that_names_the_setting() -> None:
         code, lines = consumer_says(CONSUMER_METRICS_PORT=str(port))
     assert code == 1
     assert len(lines) == 1
-    assert f"port {port} is taken" in lines[0]
+    assert f"cannot listen on 127.0.0.1:{port}" in lines[0]
     assert "CONSUMER_METRICS_PORT" in lines[0]
 
 
@@ -181,6 +181,8 @@ def test_a_taken_port_is_one_line_that_names_the_setting() -> None:
         ("PGPASSWORD", SECRET_PASSWORD, "password authentication failed"),
         ("PGUSER", "nobody-at-all", "password authentication failed"),
         ("PGDATABASE", "nowhere", "does not exist"),
+        ("PGSSLMODE", "require", "server does not support SSL"),
+        ("PGSSLMODE", "verify-full", "server does not support SSL"),
     ],
 )
 def test_what_postgresql_refuses_is_not_waited_for(database: dict[str, str], name: str, value: str, words: str) -> None:

@@ -33,7 +33,7 @@ CODE = sorted(
     for folder in ("streaming", "local_servers", "analytics", "airflow/dags")
     for path in (ROOT / folder).glob("*.py")
 )
-READS_A_SETTING = {"option", "get", "getenv", "env_var", "port_setting", "page_port"}
+READS_A_SETTING = {"option", "get", "getenv", "env_var", "port_setting", "page_port", "secret"}
 OF_THE_SYSTEM = {"PATH"}  # handed on to children, no setting of ours
 SETTING = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*")
 
@@ -96,6 +96,8 @@ def settings_read_in(code: str) -> Iterator[str]:
         for text in texts:
             if isinstance(text, ast.Constant) and isinstance(text.value, str) and SETTING.fullmatch(text.value):
                 yield text.value
+                if isinstance(node, ast.Call) and name == "secret":
+                    yield f"{text.value}_FILE"
 
 
 def all_settings() -> set[str]:

@@ -68,7 +68,7 @@ def test_help_shows_every_flag_with_its_default(capsys: pytest.CaptureFixture[st
         parse_arguments(["--help"])
     assert ended.value.code == 0
     options = re.split(r"\n  (?=--)", capsys.readouterr().out)[1:]
-    assert len(options) == 20
+    assert len(options) == 27
     for text in options:
         assert "(default:" in text or text.startswith("--max-speed"), text
 
@@ -144,7 +144,9 @@ def test_a_port_in_use_is_one_line_that_names_the_setting() -> None:
             _, err = producer.communicate(timeout=30)
     assert producer.returncode == 1
     assert len(err.splitlines()) == 1
-    assert f"cannot use port {port} (PRODUCER_METRICS_PORT, 0 for none): Address already in use" in err
+    assert (
+        f"cannot use 127.0.0.1:{port} (METRICS_HOST, PRODUCER_METRICS_PORT, 0 for none): Address already in use" in err
+    )
 
 
 def test_a_ground_truth_file_that_cannot_be_written_is_one_line() -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 from local_servers import ServerError, port_setting, require_free_port, stack
 from local_servers.daemon import Daemon
 from local_servers.demo import account_table
+from local_servers.kafka_cluster import names
 from local_servers.postgres_server import PostgresServer
 from local_servers.reconciliation import TopicAccount, total
 
@@ -68,6 +69,47 @@ def test_only_servers_that_the_settings_place_here_are_ours(
         monkeypatch.setenv(name, settings.get(name, ""))
     assert (stack.local_kafka() is not None) == kafka_is_ours
     assert (stack.local_postgres() is not None) == postgres_is_ours
+
+
+def data_of(folder: Path, brokers: int) -> None:
+    for name in names(brokers):
+        (folder / name / "log").mkdir(parents=True)
+        (folder / name / "log" / "meta.properties").touch()
+
+
+@pytest.mark.parametrize(
+    ("found", "asked", "servers", "ports"),
+    [
+        (0, None, "127.0.0.1:9092", [9092]),
+        (0, 3, "127.0.0.1:9092", [9092, 9093, 9094]),
+        (3, None, "127.0.0.1:19092", [19092, 19093, 19094]),
+        (3, 3, "127.0.0.1:1,127.0.0.1:5,localhost:9", [1, 5, 9]),
+        (3, None, "127.0.0.1:1,127.0.0.1:5", None),
+        (3, None, "127.0.0.1:1,127.0.0.1:5,kafka.example:9", None),
+        (1, None, "127.0.0.1:1,127.0.0.1:5,127.0.0.1:9", None),
+    ],
+)
+def test_a_cluster_listens_where_the_settings_say_or_on_the_ports_that_follow(
+    found: int, asked: int | None, servers: str, ports: list[int] | None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("STACK_DIR", str(tmp_path))
+    monkeypatch.setenv("STACK_EXTERNAL", "")
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", servers)
+    data_of(tmp_path, found) if found else None
+    kafka = stack.local_kafka(asked)
+    assert (None if kafka is None else [broker.port for broker in kafka.brokers]) == ports
+
+
+@pytest.mark.parametrize(("found", "asked"), [(1, 3), (3, 1)])
+def test_data_of_another_number_of_brokers_is_refused(
+    found: int, asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STACK_DIR", str(tmp_path))
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "")
+    data_of(tmp_path, found)
+    with pytest.raises(ServerError, match=rf"is of {found} broker\(s\), not of {asked}: set STACK_DIR .* reset"):
+        stack.local_kafka(asked)
 
 
 def test_a_folder_without_the_programs_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

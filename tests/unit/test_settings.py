@@ -154,6 +154,66 @@ def test_kafka_options(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pipeline_settings.kafka_connection(args)["bootstrap_servers"] == ["one:9092", "two:9092"]
 
 
+def kafka_connection(*arguments: str) -> dict[str, Any]:
+    made = argparse.ArgumentParser()
+    pipeline_settings.add_kafka_options(made)
+    return pipeline_settings.kafka_connection(made.parse_args(arguments))
+
+
+def test_a_login_goes_to_the_client_as_it_was_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    authority, password = tmp_path / "ca.pem", tmp_path / "password"
+    authority.write_text("PEM")
+    password.write_text("from the file\n")
+    monkeypatch.setenv("KAFKA_SECURITY_PROTOCOL", "sasl_ssl")
+    monkeypatch.setenv("KAFKA_USERNAME", "producer")
+    monkeypatch.setenv("KAFKA_PASSWORD_FILE", str(password))
+    monkeypatch.setenv("KAFKA_CA_FILE", str(authority))
+    assert kafka_connection("--sasl-mechanism", "scram-sha-256") == {
+        "bootstrap_servers": ["127.0.0.1:9092"],
+        "bootstrap_timeout_ms": 20_000,
+        "security_protocol": "SASL_SSL",
+        "sasl_mechanism": "SCRAM-SHA-256",
+        "sasl_plain_username": "producer",
+        "sasl_plain_password": "from the file",
+        "ssl_cafile": str(authority),
+    }
+
+
+def test_without_a_protocol_no_login_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_USERNAME", "producer")
+    monkeypatch.setenv("KAFKA_PASSWORD", "secret")
+    assert set(kafka_connection()) == {"bootstrap_servers", "bootstrap_timeout_ms", "security_protocol"}
+
+
+def test_a_secret_is_the_variable_or_the_file_that_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    monkeypatch.setenv("SAMPLE", "")
+    monkeypatch.setenv("SAMPLE_FILE", "")
+    assert pipeline_settings.secret("SAMPLE", "the default") == "the default"
+    monkeypatch.setenv("SAMPLE", "from the variable")
+    assert pipeline_settings.secret("SAMPLE", "the default") == "from the variable"
+    monkeypatch.setenv("SAMPLE_FILE", str(file))
+    with pytest.raises(SystemExit, match=r"SAMPLE_FILE=.*secret cannot be read"):
+        pipeline_settings.secret("SAMPLE")
+    file.write_text("\n")
+    with pytest.raises(SystemExit, match=r"SAMPLE_FILE=.*secret is empty"):
+        pipeline_settings.secret("SAMPLE")
+    file.write_text(" of the file \r\n")
+    with pytest.raises(SystemExit, match=r"SAMPLE and SAMPLE_FILE say different things"):
+        pipeline_settings.secret("SAMPLE")
+    monkeypatch.setenv("SAMPLE", "")
+    assert pipeline_settings.secret("SAMPLE") == " of the file "
+    monkeypatch.setenv("SAMPLE", " of the file ")  # as a child gets it from its parent
+    assert pipeline_settings.secret("SAMPLE") == " of the file "
+
+
+def test_postgres_takes_its_password_from_a_file_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("kept apart\n")
+    monkeypatch.setenv("PGPASSWORD", "")
+    monkeypatch.setenv("PGPASSWORD_FILE", str(tmp_path / "password"))
+    assert pipeline_settings.postgres_parameters()["PGPASSWORD"] == "kept apart"
+
+
 @pytest.fixture
 def restored_logging() -> Iterator[None]:
     root, kafka = logging.getLogger(), logging.getLogger("kafka")
