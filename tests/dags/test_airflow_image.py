@@ -37,8 +37,8 @@ def test_airflow_has_the_settings_of_the_one_without_docker(tmp_path: Path) -> N
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "postgresql+psycopg2://airflow:airflow@airflow-metadata/airflow",
         "AIRFLOW__API__SECRET_KEY": SETTINGS["AIRFLOW__API__SECRET_KEY"],
         "AIRFLOW__API_AUTH__JWT_SECRET": SETTINGS["AIRFLOW__API_AUTH__JWT_SECRET"],
-        "DBT_TARGET_PATH": "/tmp/dbt/target",
-        "DBT_LOG_PATH": "/tmp/dbt/logs",
+        "DBT_TARGET_PATH": "/opt/airflow/dbt-target",
+        "DBT_LOG_PATH": "/opt/airflow/dbt-logs",
     }
     # inside, it listens on all addresses and on the port that is published
     assert theirs.pop("AIRFLOW__API__HOST") == "127.0.0.1"

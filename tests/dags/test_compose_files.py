@@ -95,6 +95,13 @@ def test_every_script_that_a_container_runs_is_there() -> None:
     assert {word for word in ran if word.startswith("/scripts/")} == mounted
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_every_variable_of_a_file_is_documented(file: str) -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    named = set(re.findall(r"(?<!\$)\$\{(\w+)", (ROOT / file).read_text(encoding="utf-8")))
+    assert {name for name in named if f"`{name}`" not in text} == set()
+
+
 # What Compose itself makes of them
 
 

