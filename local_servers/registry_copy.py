@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
-import kafka_log
 from contracts import CONTRACTS
+from kafka_contact import last_words
 from local_servers import ServerError
 
 TABLES = {topic: contract.table for topic, contract in CONTRACTS.items() if contract.compacted}
@@ -39,11 +39,11 @@ class RegistryRecord(NamedTuple):
 def complaints(servers: str) -> Iterator[None]:
     """Raises ServerError, with the reason, for whatever Kafka refuses within the block."""
     logging.getLogger("kafka.cluster").setLevel(logging.CRITICAL)  # a client that closes cuts its own question short
-    with kafka_log.last_words() as last_words:
+    with last_words(logs_in=False) as words:
         try:
             yield
         except KafkaError as error:
-            reason = last_words.line or error
+            reason = words.line or error
             raise ServerError(f"Kafka at {servers} (KAFKA_BOOTSTRAP_SERVERS): {reason}") from None
 
 

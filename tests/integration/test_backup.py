@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -470,7 +471,7 @@ def test_a_backup_that_is_interrupted_or_fails_leaves_nothing(stream: Stream, ba
 def test_a_backup_waits_for_a_run_of_the_models(stream: Stream, backups: Path) -> None:
     lock = re.search(r"^LOCK = (.*)$", (ROOT / "dbt/one_at_a_time.py").read_text(), re.MULTILINE)
     assert lock is not None
-    assert eval(lock[1]) == database_copy.DBT_LOCK
+    assert ast.literal_eval(lock[1]) == database_copy.DBT_LOCK
     with closing(stream.connect()) as models, models.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_lock(%s, %s)", database_copy.DBT_LOCK)
         command = [sys.executable, "-m", "local_servers.backup", backups, "--only", "database"]
