@@ -83,15 +83,17 @@ def copies(cluster: KafkaCluster, topics: Iterable[str]) -> dict[str, set[int]]:
         }
 
 
+def fewest_in_sync(cluster: KafkaCluster) -> dict[str, str | None]:
+    resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in CONTRACTS]
+    with closing(KafkaAdminClient(**cluster.admin_connection())) as admin:
+        configs = admin.describe_configs(resources, config_filter="all")["topic"]
+    return {topic: settings.get("min.insync.replicas", {}).get("value") for topic, settings in configs.items()}
+
+
 def test_topics_have_three_copies_of_which_two_must_be_written(cluster: KafkaCluster) -> None:
     # the broker that is asked may not have heard of them yet
     wait_until(lambda: copies(cluster, CONTRACTS) == {topic: {3} for topic in CONTRACTS})
-    with closing(KafkaAdminClient(**cluster.admin_connection())) as admin:
-        resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in CONTRACTS]
-        configs = admin.describe_configs(resources, config_filter="all")["topic"]
-    assert {topic: settings["min.insync.replicas"]["value"] for topic, settings in configs.items()} == dict.fromkeys(
-        CONTRACTS, "2"
-    )
+    wait_until(lambda: fewest_in_sync(cluster) == dict.fromkeys(CONTRACTS, "2"))
 
 
 def test_any_one_broker_may_be_killed_under_load(
