@@ -1,6 +1,6 @@
 """Changes of a contract's JSON Schema: those that break a released producer or its readers, and those that do not.
 
-Our own judge of them (tests/unit/test_schemas.py) and a real registry's (tests/integration/test_schema_registry.py) are
+Our own judge of them (tests/unit/test_schemas.py) and a real registry's (tests/integration/test_real_registry.py) are
 held against the same list.
 """
 
