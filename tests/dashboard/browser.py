@@ -173,11 +173,12 @@ class Visitor:
         box = self.page.locator(f'[aria-label="{table}"]').first.bounding_box()
         self.page.mouse.click(box["x"] + 16, box["y"] + 52)
 
-    def click_bar(self, chart: str, last: bool = False) -> str:
-        """Returns what the chart says of the bar to those who cannot see it."""
+    def click_bar(self, chart: str, at: float = 0) -> str:
+        """Clicks the first bar, the last (at=1) or one between; returns what the chart says of it to who cannot see."""
         bars = f'[aria-label^="{chart}"] [role="graphics-symbol"]:is([aria-roledescription="bar"], path)'
         shown = self.page.locator(bars).filter(visible=True)  # not: a bar of no length
-        bar = shown.last if last else shown.first
+        shown.first.wait_for()
+        bar = shown.nth(round(at * (shown.count() - 1)))
         described = str(bar.get_attribute("aria-label"))
         bar.click()
         return described

@@ -26,7 +26,7 @@ HEALTH_INTERVAL = 300
 PAGES = ("overview", "anomalies", "devices", "households", "access", "batteries", "connectivity", "pipeline")
 
 # What a quiet fleet of three days may lack: a door that stays open, a device that is silent, a battery that runs out,
-# and records that did not come through.
+# and records that did not come through. The failures are old enough to be no day ahead of UTC's where they happened.
 TROUBLE = """
 INSERT INTO raw_households (household_id, region, timezone, updated_at, ingested_at)
 SELECT 'trouble', 'Nowhere', 'Asia/Kathmandu', at, at FROM (SELECT now() - interval '3 days' AS at) AS ago;
@@ -46,7 +46,7 @@ FROM (VALUES ('left-open', 'open', interval '90 minutes'), ('silent', 'open', in
      LATERAL (SELECT now() - ago AS at) AS moments;
 INSERT INTO raw_access_events (event_id, device_id, event_ts, event_type, trigger_source, ingested_at)
 SELECT gen_random_uuid(), 'draining', at, 'fail', 'app', at
-FROM generate_series(1, 12) AS n, LATERAL (SELECT now() - interval '4 hours' - n * interval '20 seconds' AS at) AS ago;
+FROM generate_series(1, 12) AS n, LATERAL (SELECT now() - interval '6 hours' - n * interval '20 seconds' AS at) AS ago;
 INSERT INTO dead_letters (topic, partition, "offset", reason, detail, fate) VALUES
     ('smart-access.events', 0, 1, 'bad_json', 'cut off', NULL),
     ('smart-access.events', 0, 2, 'bad_json', 'cut off', NULL),

@@ -116,7 +116,8 @@ A_DAY = "Events by day and type"
 @pytest.mark.parametrize(("name", "chart"), BARS)
 def test_a_bar_leads_on(visitor: Callable[..., Visitor], name: str, chart: str) -> None:
     page = visitor(f"/{name}")
-    page.click_bar(chart)
+    # the first of the households' days may lie in a day of UTC that has no event
+    page.click_bar(chart, at=0.5 if chart == A_DAY else 0)
     named = page.wait_for_url_with(BARS[name, chart])
     if "range" in named:
         since, until = (datetime.fromisoformat(named[bound]) for bound in ("from", "to"))
@@ -127,7 +128,7 @@ def test_a_bar_leads_on(visitor: Callable[..., Visitor], name: str, chart: str) 
 
 def test_a_cell_of_the_week_leads_to_its_own_hour(visitor: Callable[..., Visitor]) -> None:
     page = visitor()
-    cell = dict(part.split(": ") for part in page.click_bar("Events by weekday and hour", last=True).split("; "))
+    cell = dict(part.split(": ") for part in page.click_bar("Events by weekday and hour", at=1).split("; "))
     since = datetime.fromisoformat(page.wait_for_url_with({"range", "from", "to"})["from"])
     assert (f"{since:%a}", str(since.hour)) == (cell["weekday"], cell["hour"])
 
@@ -142,7 +143,7 @@ def test_a_row_chooses_and_a_later_bar_chooses_anew(visitor: Callable[..., Visit
     page = visitor("/access")
     page.select_first_row("triggers")
     first = page.wait_for_url_with({"trigger", "event"})
-    page.click_bar("Share of the events by trigger and type", last=True)
+    page.click_bar("Share of the events by trigger and type", at=1)
     page.wait_for_other_url(first)
 
 
