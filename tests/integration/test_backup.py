@@ -24,8 +24,9 @@ from kafka.admin import KafkaAdminClient
 from running_consumer import PARTITIONS, ROOT, Consumer, Database
 
 from contracts import DEVICES, EVENTS, HOUSEHOLDS
-from local_servers import ServerError, database_copy, free_port, registry_copy
+from local_servers import ServerError, free_port
 from pipeline_settings import apply_schema
+from recovery import database_copy, registry_copy
 from topics import cluster_id, ensure_topics
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class MixedStream(Stream):
 
 
 def run(script: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"local_servers.{script}", *map(str, arguments)]
+    command = [sys.executable, "-m", f"recovery.{script}", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
 
 
@@ -363,7 +364,7 @@ def test_a_restore_that_is_interrupted_leaves_what_was_there(
     target: dict[str, str], postgres: PostgresServer, other_name: str, backup: Path
 ) -> None:
     restored(backup, "--only", "database", **target)
-    command = [sys.executable, "-m", "local_servers.restore", backup, "--only", "database", "--set-aside"]
+    command = [sys.executable, "-m", "recovery.restore", backup, "--only", "database", "--set-aside"]
     with subprocess.Popen(
         command, cwd=ROOT, env=os.environ | target, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
@@ -451,7 +452,7 @@ def test_topics_that_hold_records_are_refused_and_can_be_filled_up(
 
 
 def test_a_backup_that_is_interrupted_or_fails_leaves_nothing(stream: Stream, backups: Path) -> None:
-    command = [sys.executable, "-m", "local_servers.backup", backups, "--only", "database"]
+    command = [sys.executable, "-m", "recovery.backup", backups, "--only", "database"]
     with (
         stream.rows_held_up(),
         subprocess.Popen(command, cwd=ROOT, env=os.environ | stream.environment, stderr=subprocess.PIPE) as process,
@@ -474,7 +475,7 @@ def test_a_backup_waits_for_a_run_of_the_models(stream: Stream, backups: Path) -
     assert ast.literal_eval(lock[1]) == database_copy.DBT_LOCK
     with closing(stream.connect()) as models, models.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_lock(%s, %s)", database_copy.DBT_LOCK)
-        command = [sys.executable, "-m", "local_servers.backup", backups, "--only", "database"]
+        command = [sys.executable, "-m", "recovery.backup", backups, "--only", "database"]
         with subprocess.Popen(
             command, cwd=ROOT, env=os.environ | stream.environment, stdout=subprocess.PIPE, text=True
         ) as process:

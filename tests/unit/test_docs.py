@@ -24,13 +24,13 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted(
     path
-    for folder in ("streaming", "local_servers")
+    for folder in ("streaming", "local_servers", "recovery")
     for path in (ROOT / folder).glob("*.py")
     if "def parse_arguments" in path.read_text(encoding="utf-8")
 )
 CODE = sorted(
     path
-    for folder in ("streaming", "local_servers", "analytics", "airflow/dags")
+    for folder in ("streaming", "local_servers", "recovery", "analytics", "airflow/dags")
     for path in (ROOT / folder).glob("*.py")
 )
 READS_A_SETTING = {"option", "get", "getenv", "env_var", "port_setting", "page_port", "secret"}

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from local_servers import ServerError, backup_folder, database_copy
-from local_servers.backup_folder import DatabasePart
+from local_servers import ServerError
 from local_servers.stack import say
 from pipeline_settings import postgres_parameters
+from recovery import backup_folder, database_copy
+from recovery.backup_folder import DatabasePart
 
 CONSUMER = {"smart-access-consumer", "smart-access-writer"}
 NAMES_SHOWN = 3

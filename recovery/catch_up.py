@@ -8,7 +8,7 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 
 from contracts import CONTRACTS
-from local_servers.backup_folder import Position
+from recovery.backup_folder import Position
 from topics import cluster_id
 
 

@@ -1,4 +1,4 @@
-"""Copies PostgreSQL and the fleet registry's topics into a folder: python -m local_servers.backup FOLDER.
+"""Copies PostgreSQL and the fleet registry's topics into a folder: python -m recovery.backup FOLDER.
 
 The database is dumped from one snapshot: rows, ledger, dead letters, marts and their history belong together. So the
 ledger in the dump says exactly which records of Kafka are in it, and a consumer that starts on the restored database
@@ -20,9 +20,10 @@ from pathlib import Path
 import psycopg2
 
 import pipeline_settings
-from local_servers import ServerError, backup_folder, database_copy, registry_copy
-from local_servers.backup_folder import DATABASE_FILE, REGISTRY_FILE, DatabasePart, Manifest, RegistryPart, in_units
+from local_servers import ServerError
 from local_servers.stack import local_postgres, say
+from recovery import backup_folder, database_copy, registry_copy
+from recovery.backup_folder import DATABASE_FILE, REGISTRY_FILE, DatabasePart, Manifest, RegistryPart, in_units
 from topics import cluster_id
 
 PARTS = ("database", "registry")

@@ -17,9 +17,9 @@ from psycopg2 import sql
 from psycopg2.extras import wait_select
 
 from local_servers import ServerError
-from local_servers.backup_folder import DatabasePart, Position, Role, in_units
 from local_servers.postgres_server import binaries_folder
 from pipeline_settings import connect_postgres, postgres_parameters
+from recovery.backup_folder import DatabasePart, Position, Role, in_units
 
 APPLICATION = "smart-access-backup"
 LOCK_WAIT_S = 60

@@ -1,4 +1,4 @@
-"""Brings a backup back: python -m local_servers.restore BACKUP. Then the consumer catches up from Kafka by itself.
+"""Brings a backup back: python -m recovery.restore BACKUP. Then the consumer catches up from Kafka by itself.
 
 Nothing that holds data is overwritten. The database is restored under a name of its own, compared with the manifest and
 renamed; one that is there with rows is refused, or kept under another name (--set-aside). Registry records go only into
@@ -17,13 +17,14 @@ from pathlib import Path
 import psycopg2
 
 import pipeline_settings
-from local_servers import ServerError, backup_folder, registry_copy
-from local_servers.backup import PARTS
-from local_servers.backup_folder import DATABASE_FILE, REGISTRY_FILE, DatabasePart, Manifest
-from local_servers.catch_up import catch_up
-from local_servers.database_target import require_target, restore_database
-from local_servers.registry_copy import RegistryRecord
+from local_servers import ServerError
 from local_servers.stack import say
+from recovery import backup_folder, registry_copy
+from recovery.backup import PARTS
+from recovery.backup_folder import DATABASE_FILE, REGISTRY_FILE, DatabasePart, Manifest
+from recovery.catch_up import catch_up
+from recovery.database_target import require_target, restore_database
+from recovery.registry_copy import RegistryRecord
 from topics import ensure_topics
 
 
