@@ -7,8 +7,9 @@ report every 15 minutes), up to now, runs dbt, and starts the dashboard on it. F
 
 - the statements: every one that the eight pages and one device's page ask, for the last 24 hours, 7 and 30 days; each
   five times on a warm server, of which the median counts; told are the slowest of each range, with its page;
-- a page: from asking for it to its numbers standing there, in Chromium, by a visitor who has been there before
-  (median of five), and the bytes that the server sent for it;
+- a page, in Chromium, by a visitor who has been there before (medians of five): from asking for its address to its
+  numbers standing there, and the bytes that the server sent for it; from choosing it in the menu to all of it being
+  drawn. Beside them the time of an app that is one number, which is Streamlit's own share of the first;
 - ten visitors who look at the overview and ask for it again at the same moment, all in one browser on this machine:
   the time of the first and of the last. Drawing ten windows is most of it.
 """
@@ -18,10 +19,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from dbt_incremental import HEALTH_INTERVAL, History, vacuum
@@ -158,21 +161,23 @@ def time_pages() -> None:
     if not browser_path():
         print("no Chromium here: apt install chromium", file=sys.stderr)
         return
-    print("\n| page | s | kB |\n|---|---|---|", flush=True)
-    with dashboard_server(dict(os.environ)) as address, open_browser() as browser, ExitStack() as windows:
+    print("\n| page | by its address, s | kB | from the menu, s |\n|---|---|---|---|", flush=True)
+    with open_browser() as browser, ExitStack() as running:
+        print(f"| an app of one number | {time_one_number(browser):.2f} | | |", flush=True)
+        address = running.enter_context(dashboard_server(dict(os.environ)))
         visitor = Visitor(browser, address)
-        windows.callback(visitor.close)
+        running.callback(visitor.close)
         for page in (*PAGES, ONE_DEVICE):
             path = "/" if page == "overview" else f"/{page}"
             visitor.open(path)
             visits = [visit(visitor, address + path) for _ in range(TIMES)]
             seconds, received = (statistics.median(each) for each in zip(*visits, strict=True))
-            print(f"| {'one device' if page == ONE_DEVICE else page} | {seconds:.2f}"
-                  f" | {received / 1000:.0f} |", flush=True)  # fmt: skip
+            name, chosen = ("one device", "") if page == ONE_DEVICE else (page, f"{time_choice(visitor, page):.2f}")
+            print(f"| {name} | {seconds:.2f} | {received / 1000:.0f} | {chosen} |", flush=True)
         visitor.page.goto("about:blank")
         others = [Visitor(browser, address) for _ in range(VISITORS)]
         for other in others:  # each has been there before; and its live tiles tick until it asks again
-            windows.callback(other.close)
+            running.callback(other.close)
             other.page.goto(address, wait_until="commit")
             wait_for_numbers(other)
         began, waited = time.perf_counter(), []
@@ -183,6 +188,29 @@ def time_pages() -> None:
             waited.append(time.perf_counter() - began)
         print(f"\n{VISITORS} visitors at once: the first one's numbers after {waited[0]:.2f} s,"
               f" the last one's after {waited[-1]:.2f} s", flush=True)  # fmt: skip
+
+
+def time_one_number(browser: Any) -> float:
+    """Seconds, as for a page, of an app that does nothing else."""
+    from browser import Visitor, dashboard_server
+
+    with tempfile.TemporaryDirectory() as folder:
+        app = Path(folder) / "one_number.py"
+        app.write_text('import streamlit\n\nstreamlit.metric("Devices", 1)\n')
+        with dashboard_server({}, app) as address, closing(Visitor(browser, address)) as visitor:
+            visitor.open("/")
+            return statistics.median(visit(visitor, address)[0] for _ in range(TIMES))
+
+
+def time_choice(visitor: Any, page: str) -> float:
+    """Seconds from choosing the page in the menu to all of it being drawn."""
+    took = []
+    for _ in range(TIMES):
+        visitor.choose_page("pipeline" if page != "pipeline" else "overview")
+        began = time.perf_counter()
+        visitor.choose_page(page)
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
 
 
 def wait_for_numbers(visitor: Any) -> None:

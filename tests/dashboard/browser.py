@@ -26,13 +26,13 @@ def browser_path() -> str | None:
 
 
 @contextmanager
-def dashboard_server(environment: dict[str, str]) -> Iterator[str]:
-    """Runs the dashboard on a free port, and yields its address."""
+def dashboard_server(environment: dict[str, str], app: Path = ROOT / "analytics/streamlit_app.py") -> Iterator[str]:
+    """Runs the dashboard, or another app, on a free port, and yields its address."""
     from local_servers import free_port, is_listening
     from local_servers.daemon import Daemon
 
     port = free_port()
-    command = [sys.executable, "-m", "streamlit", "run", "analytics/streamlit_app.py"]
+    command = [sys.executable, "-m", "streamlit", "run", str(app)]
     options = ["--server.port", str(port), "--server.headless", "true"]
     with tempfile.TemporaryDirectory() as folder:
         server = Daemon("dashboard", Path(folder), Path(folder) / "dashboard.log")
