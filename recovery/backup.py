@@ -70,7 +70,7 @@ def _warn_if_beside_the_data(folder: Path) -> None:
 
 def _copy_registry(args: argparse.Namespace, file: Path) -> RegistryPart:
     connection = pipeline_settings.kafka_connection(args)
-    with registry_copy.complaints(args.bootstrap_servers):
+    with registry_copy.at_kafka(connection):
         part = RegistryPart(cluster_id(connection), dict.fromkeys(registry_copy.TOPICS, 0))
         records = registry_copy.read_registry(connection)
     registry_copy.save(records, file)

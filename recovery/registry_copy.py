@@ -19,7 +19,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
 from contracts import CONTRACTS
-from kafka_contact import last_words
+from kafka_contact import NoContact, first_contact
 from local_servers import ServerError
 
 TABLES = {topic: contract.table for topic, contract in CONTRACTS.items() if contract.compacted}
@@ -36,15 +36,14 @@ class RegistryRecord(NamedTuple):
 
 
 @contextmanager
-def complaints(servers: str) -> Iterator[None]:
-    """Raises ServerError, with the reason, for whatever Kafka refuses within the block."""
+def at_kafka(connection: dict[str, Any]) -> Iterator[None]:
+    """Waits for a broker first. Raises ServerError, with the reason, for whatever Kafka refuses within the block."""
     logging.getLogger("kafka.cluster").setLevel(logging.CRITICAL)  # a client that closes cuts its own question short
-    with last_words(logs_in=False) as words:
-        try:
-            yield
-        except KafkaError as error:
-            reason = words.line or error
-            raise ServerError(f"Kafka at {servers} (KAFKA_BOOTSTRAP_SERVERS): {reason}") from None
+    try:
+        first_contact(connection)
+        yield
+    except (NoContact, KafkaError) as error:
+        raise ServerError(str(error)) from None
 
 
 def read_registry(connection: dict[str, Any], missing_ok: bool = False) -> list[RegistryRecord]:

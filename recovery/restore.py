@@ -93,9 +93,10 @@ def _require_parts(manifest: Manifest, only: str | None) -> None:
 
 def _say_catch_up(args: argparse.Namespace, part: DatabasePart) -> None:
     """Only said: with or without Kafka, the database is to be restored."""
+    connection = pipeline_settings.kafka_connection(args)
     try:
-        with registry_copy.complaints(args.bootstrap_servers):
-            lines = catch_up(pipeline_settings.kafka_connection(args), part.ledger, args.group)
+        with registry_copy.at_kafka(connection):
+            lines = catch_up(connection, part.ledger, args.group)
     except ServerError as error:
         lines = [f"whether Kafka still has what came after the backup is not known: {error}"]
     for line in lines:
@@ -105,7 +106,7 @@ def _say_catch_up(args: argparse.Namespace, part: DatabasePart) -> None:
 def _records_to_restore(args: argparse.Namespace) -> list[RegistryRecord]:
     """What the topics lack. Raises ServerError when they hold something, unless told to add to it."""
     connection = pipeline_settings.kafka_connection(args)
-    with registry_copy.complaints(args.bootstrap_servers):
+    with registry_copy.at_kafka(connection):
         present = {(record.topic, record.key) for record in registry_copy.read_registry(connection, missing_ok=True)}
     records = registry_copy.load(args.backup / REGISTRY_FILE)
     if present and not args.missing_keys:
@@ -120,7 +121,7 @@ def _records_to_restore(args: argparse.Namespace) -> list[RegistryRecord]:
 def _restore_registry(args: argparse.Namespace, records: list[RegistryRecord]) -> None:
     connection = pipeline_settings.kafka_connection(args)
     try:
-        with registry_copy.complaints(args.bootstrap_servers):
+        with registry_copy.at_kafka(connection):
             ensure_topics(connection, args.partitions, args.replication_factor)
             registry_copy.write_registry(connection, records)
     except (ServerError, KeyboardInterrupt) as error:

@@ -23,6 +23,7 @@ from kafka import KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient
 from running_consumer import PARTITIONS, ROOT, Consumer, Database
 
+import kafka_contact
 from contracts import DEVICES, EVENTS, HOUSEHOLDS
 from local_servers import ServerError, free_port
 from pipeline_settings import apply_schema
@@ -486,7 +487,9 @@ def test_a_backup_waits_for_a_run_of_the_models(stream: Stream, backups: Path) -
             assert "a run of the models is at work" in process.stdout.read()
 
 
-def test_what_cannot_work_is_said_in_one_line(source: dict[str, str], backups: Path, tmp_path: Path) -> None:
+def test_what_cannot_work_is_said_in_one_line(
+    source: dict[str, str], backups: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "is the disk mounted?" in refused("backup", tmp_path / "nowhere", **source)
     old = tmp_path / "old"
     old.mkdir()
@@ -501,6 +504,8 @@ def test_what_cannot_work_is_said_in_one_line(source: dict[str, str], backups: P
     assert "this backup has no registry: take another one, or restore --only database" in refused(
         "restore", backup, **source
     )
-    nobody = f"127.0.0.1:{free_port()}"
-    with pytest.raises(ServerError, match="ECONNREFUSED"), registry_copy.complaints(nobody):
-        registry_copy.read_registry({"bootstrap_servers": nobody, "bootstrap_timeout_ms": 500})
+    monkeypatch.setattr(kafka_contact, "PATIENCE_S", 0)
+    nobody = {"bootstrap_servers": [f"127.0.0.1:{free_port()}"]}
+    words = r"no Kafka at .*KAFKA_BOOTSTRAP_SERVERS.*ECONNREFUSED"
+    with pytest.raises(ServerError, match=words), registry_copy.at_kafka(nobody):
+        registry_copy.read_registry(nobody)
