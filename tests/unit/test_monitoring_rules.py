@@ -1,5 +1,5 @@
-"""The rules, alerts and dashboards of monitoring/: they parse, their cases hold, every alert is explained and tried both
-ways, and every metric that they name is told by somebody."""
+"""The rules, alerts and dashboards of monitoring/: they parse, their cases hold, every alert is explained and tried
+both ways, and every metric that they name is told by somebody."""
 
 from __future__ import annotations
 
