@@ -108,7 +108,7 @@ class Monitoring:
         configuration["rule_files"] = [str(FILES / name) for name in configuration["rule_files"]]
         configuration["alerting"]["alertmanagers"] = [{"static_configs": [{"targets": self._targets("alertmanager")}]}]
         for scrape in configuration["scrape_configs"]:
-            if scrape["job_name"] in (*PORTS, "kafka"):
+            if scrape["job_name"] in (*PORTS, "kafka", "kafka-lag"):
                 # the default comes first; what somebody has added after it stays
                 scrape["static_configs"][0]["targets"][:1] = self._targets(scrape["job_name"])
         configuration["scrape_configs"] = [
