@@ -45,6 +45,7 @@ EVERY_BROKER = {
 COPIES = ("offsets.topic", "transaction.state.log", "share.coordinator.state.topic")
 # The first compiler only: a third of the time to start, and half the speed under load
 FAST_START = ["-XX:TieredStopAtLevel=1"]
+WRITE_ARCHIVE = "-XX:+AutoCreateSharedArchive"
 
 
 def replication_settings(brokers: int) -> dict[str, str]:
@@ -121,8 +122,9 @@ class KafkaBroker:
         java = self._java("kafka")
         if self.metrics_port is not None:
             require_free_port(self.metrics_port, "set KAFKA_METRICS_PORT=<free port>")
-            # an archive of its own: the JVM refuses one that was written without the agent
-            java = [*self._java("kafka-agent"), java_option(self.metrics_port)]
+            # With an agent the JVM refuses to write the archive, and complains of what it can read of it
+            java.remove(WRITE_ARCHIVE)
+            java += ["-Xlog:cds=off", java_option(self.metrics_port)]
         # stdout carries slf4j-simple's lines too: one log
         self.daemon.start([*java, f"-Xmx{self._heap}", "kafka.Kafka", properties], cwd=self.data_dir)
 
@@ -172,7 +174,7 @@ class KafkaBroker:
         return [
             str(JAVA),
             "-XX:+UseSerialGC",
-            "-XX:+AutoCreateSharedArchive",
+            WRITE_ARCHIVE,
             f"-XX:SharedArchiveFile={jars / archive}.jsa",
             "-Djava.awt.headless=true",
             "-Dorg.slf4j.simpleLogger.showDateTime=true",

@@ -81,16 +81,16 @@ class Monitoring:
         for folder in (self.folder, self.folder / "prometheus", self.folder / "alertmanager"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         password_file = self._make_login()
+        databases = {"warehouse": self._postgres["PGDATABASE"], "airflow": AIRFLOW_DATABASE}
         if not self._let_into_airflow():
+            del databases["airflow"]
             self.ports.pop("airflow", None)
+        for job, database in databases.items():
+            queries = f"--extend.query-path={FILES / f'{job}_queries.yml'}"
+            # what the queries ask is all that is wanted; the exporter's own are for other versions of PostgreSQL
+            options = [queries, "--disable-default-metrics", "--disable-settings-metrics"]
+            self._start(job, [programs["postgres_exporter"], *options], self._exporter_login(database, password_file))
         self._start("node", [programs["node_exporter"]])
-        for job, database in (("warehouse", self._postgres["PGDATABASE"]), ("airflow", AIRFLOW_DATABASE)):
-            if job in self.ports:
-                queries = f"--extend.query-path={FILES / f'{job}_queries.yml'}"
-                # what the queries ask is all that is wanted; the exporter's own are for other versions of PostgreSQL
-                options = [queries, "--disable-default-metrics", "--disable-settings-metrics"]
-                login = self._exporter_login(database, password_file)
-                self._start(job, [programs["postgres_exporter"], *options], login)
         receiver = self._write_private("alertmanager.yml", self.alertmanager_configuration())
         options = [f"--config.file={receiver}", f"--storage.path={self.folder / 'alertmanager'}"]
         self._start("alertmanager", [programs["alertmanager"], *options, "--cluster.listen-address="])
@@ -112,7 +112,7 @@ class Monitoring:
                 # the default comes first; what somebody has added after it stays
                 scrape["static_configs"][0]["targets"][:1] = self._targets(scrape["job_name"])
         configuration["scrape_configs"] = [
-            scrape for scrape in configuration["scrape_configs"] if scrape["static_configs"][0]["targets"]
+            scrape for scrape in configuration["scrape_configs"] if scrape.get("static_configs") != [{"targets": []}]
         ]
         return configuration
 

@@ -85,24 +85,16 @@ class Observed:
     """The pipeline's real processes and what watches them, on free ports."""
 
     def __init__(self, broker: KafkaBroker, postgres: PostgresServer, folder: Path) -> None:
+        from hurried_monitoring import HurriedMonitoring
+
         from local_servers import free_port
-        from local_servers.monitoring import PORTS, Monitoring
-
-        class Hurried(Monitoring):
-            """Scrapes and evaluates every second, so that rates are there soon."""
-
-            def prometheus_configuration(self) -> dict[str, Any]:
-                configuration = super().prometheus_configuration()
-                configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-                for scrape in configuration["scrape_configs"]:
-                    scrape["scrape_interval"] = "1s"
-                return configuration
+        from local_servers.monitoring import PORTS
 
         self.folder = folder
         self.pipeline = Pipeline(broker, postgres.environment(), folder)
         ports = {job: free_port() for job in PORTS}
         assert broker.metrics_port
-        self.monitoring: Monitoring = Hurried(folder, folder, [broker.metrics_port], ports)
+        self.monitoring: Monitoring = HurriedMonitoring(folder, folder, [broker.metrics_port], ports)
 
     def close(self) -> None:
         self.monitoring.stop()
