@@ -33,7 +33,7 @@ EMPTY_WHEN_WELL = {
 AIRFLOW_ROWS = """
 INSERT INTO dag_bundle (name, active) VALUES ('dags-folder', true);
 INSERT INTO dag (dag_id, is_paused, is_stale, bundle_name, max_active_tasks, max_consecutive_failed_dag_runs,
-                 has_task_concurrency_limits, exceeds_max_non_backfill, timetable_type, timetable_partition_mapper_info)
+                 has_task_concurrency_limits, exceeds_max_non_backfill, timetable_type, partition_mapper_info)
 VALUES ('smart_access_streaming_pipeline', false, false, 'dags-folder', 16, 0, false, false, '', '[]');
 INSERT INTO dag_run (dag_id, run_id, run_type, state, run_after, start_date, end_date, span_status)
 VALUES ('smart_access_streaming_pipeline', 'scheduled__1', 'scheduled', 'success', now() - interval '9 minutes',
