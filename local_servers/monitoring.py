@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 import pipeline_settings
 from local_servers import LOOPBACK, ROOT, ServerError, port_setting, require_free_port
@@ -162,7 +162,7 @@ class Monitoring:
         return exists
 
     def _psql(self, database: str, file: str, **variables: str) -> None:
-        command = [binaries_folder() / "psql", "-qX", "-v", "ON_ERROR_STOP=1", "-f", FILES / file]
+        command: list[str | Path] = [binaries_folder() / "psql", "-qX", "-v", "ON_ERROR_STOP=1", "-f", FILES / file]
         environment = {**os.environ, **self._postgres, "PGDATABASE": database, **variables}
         made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if made.returncode != 0:
