@@ -23,6 +23,7 @@ from kafka.errors import KafkaError
 
 from local_servers import LOOPBACK, ServerError, free_port, is_listening, require_free_port
 from local_servers.daemon import Daemon
+from local_servers.kafka_agent import java_option
 from local_servers.kafka_jars import jars_folder
 from local_servers.kafka_security import ADMIN, KafkaSecurity
 
@@ -44,6 +45,7 @@ EVERY_BROKER = {
 COPIES = ("offsets.topic", "transaction.state.log", "share.coordinator.state.topic")
 # The first compiler only: a third of the time to start, and half the speed under load
 FAST_START = ["-XX:TieredStopAtLevel=1"]
+WRITE_ARCHIVE = "-XX:+AutoCreateSharedArchive"
 
 
 def replication_settings(brokers: int) -> dict[str, str]:
@@ -66,6 +68,7 @@ class KafkaBroker:
     settings: added to the broker's server.properties.
     node_id, voters: of a cluster, which number it has, and the controllers' ports by number; alone by default.
     security: TLS, passwords and ACLs; without, anybody on this machine may do anything.
+    metrics_port: where its metrics are for Prometheus; None: nowhere.
     """
 
     def __init__(
@@ -81,9 +84,11 @@ class KafkaBroker:
         voters: Sequence[int] = (),
         security: KafkaSecurity | None = None,
         name: str = "kafka",
+        metrics_port: int | None = None,
     ) -> None:
         self.data_dir = data_dir
         self.port = port
+        self.metrics_port = metrics_port
         self.security = security
         self.voters = list(voters)
         self._node_id = node_id
@@ -114,8 +119,14 @@ class KafkaBroker:
         properties = self._write_properties()
         if not self.has_data:
             self._format(properties, cluster_id or new_cluster_id())
+        java = self._java("kafka")
+        if self.metrics_port is not None:
+            require_free_port(self.metrics_port, "set KAFKA_METRICS_PORT=<free port>")
+            # With an agent the JVM refuses to write the archive, and complains of what it can read of it
+            java.remove(WRITE_ARCHIVE)
+            java += ["-Xlog:cds=off", java_option(self.metrics_port)]
         # stdout carries slf4j-simple's lines too: one log
-        self.daemon.start([*self._java("kafka"), f"-Xmx{self._heap}", "kafka.Kafka", properties], cwd=self.data_dir)
+        self.daemon.start([*java, f"-Xmx{self._heap}", "kafka.Kafka", properties], cwd=self.data_dir)
 
     def wait_until_ready(self) -> None:
         self.daemon.wait_until(lambda: is_listening(self.port), timeout_s=60)
@@ -163,7 +174,7 @@ class KafkaBroker:
         return [
             str(JAVA),
             "-XX:+UseSerialGC",
-            "-XX:+AutoCreateSharedArchive",
+            WRITE_ARCHIVE,
             f"-XX:SharedArchiveFile={jars / archive}.jsa",
             "-Djava.awt.headless=true",
             "-Dorg.slf4j.simpleLogger.showDateTime=true",

@@ -32,7 +32,10 @@ def stop_together(brokers: Sequence[Daemon]) -> None:
 
 
 class KafkaCluster:
-    """Brokers side by side in `folder`, listening on `ports`; `options` go to each KafkaBroker."""
+    """Brokers side by side in `folder`, listening on `ports`; `options` go to each KafkaBroker.
+
+    metrics_port: of the first broker; the others' follow it. None: they tell no metrics.
+    """
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class KafkaCluster:
         ports: Sequence[int],
         log_folder: Path | None = None,
         security: KafkaSecurity | None = None,
+        metrics_port: int | None = None,
         **options: Any,
     ) -> None:
         self.security = security
@@ -51,6 +55,7 @@ class KafkaCluster:
                 node_id=number,
                 security=security,
                 name=name,
+                metrics_port=None if metrics_port is None else metrics_port + number - 1,
                 **options,
             )
             for number, (name, port) in enumerate(zip(names(len(ports)), ports, strict=True), start=1)

@@ -5,7 +5,8 @@ everything running. A server that the settings place elsewhere (another host, se
 name in STACK_EXTERNAL=kafka,postgres) is only asked whether it answers. Data survives `down`; `reset` removes it.
 
 `up --brokers 3` makes a cluster that survives the loss of any one broker, `up --secure` one with TLS, passwords and
-ACLs. The data stays what it was made as: a later `up` needs neither.
+ACLs. The data stays what it was made as: a later `up` needs neither. `up --monitoring` adds Prometheus, Alertmanager
+and what they scrape.
 
 Exit codes: 0 done, 1 failed (one line says why), 2 usage.
 """
@@ -27,16 +28,20 @@ from kafka.errors import KafkaError
 
 import pipeline_settings
 from kafka_contact import NoContact, first_contact
-from local_servers import LOOPBACK, ROOT, ServerError, port_setting, state_dir
+from local_servers import LOOPBACK, ROOT, ServerError, is_listening, port_setting, state_dir
 from local_servers.daemon import Daemon
+from local_servers.kafka_agent import DEFAULT_PORT as KAFKA_METRICS_PORT
 from local_servers.kafka_cluster import KafkaCluster, names, stop_together
 from local_servers.kafka_security import ADMIN, CONSUMER, PRODUCER, USERS, KafkaSecurity, acls, grant
+from local_servers.monitoring import NAMES as MONITORING
+from local_servers.monitoring import Monitoring, find_programs
 from local_servers.postgres_server import PostgresServer, binaries_folder
 from topics import ensure_topics
 
 MOST_BROKERS = 3
-# The order in which they end: who writes before who stores, who stores before where it is stored
+# The order in which they end: who watches before who writes, that before who stores, and that before where it is stored
 SERVICES = (
+    *MONITORING,
     "producer",
     "consumer",
     "airflow-scheduler",
@@ -78,10 +83,13 @@ def brokers_with_data() -> int | None:
     return None
 
 
-def local_kafka(brokers: int | None = None, secure: bool = False) -> KafkaCluster | None:
+def local_kafka(
+    brokers: int | None = None, secure: bool = False, metrics_port: int | None = None
+) -> KafkaCluster | None:
     """The Kafka that the settings place on this machine, running or not; None: another one is used.
 
     brokers, secure: what new data is to be; what is there stays as it was made. Raises ServerError where they differ.
+    metrics_port: of the first broker; the brokers that are started tell their metrics there and on the next ports.
     """
     servers = bootstrap_servers().split(",")
     found = brokers_with_data()
@@ -102,6 +110,7 @@ def local_kafka(brokers: int | None = None, secure: bool = False) -> KafkaCluste
         [int(port) for port in ports] if len(ports) == count else list(range(first, first + count)),
         log_folder=daemon("kafka").log_file.parent,
         security=kafka_security() if secure or kafka_security().exists() else None,
+        metrics_port=metrics_port,
     )
 
 
@@ -120,9 +129,11 @@ def local_postgres() -> PostgresServer | None:
     )
 
 
-def start_servers(brokers: int | None = None, secure: bool = False) -> KafkaCluster | None:
+def start_servers(
+    brokers: int | None = None, secure: bool = False, metrics_port: int | None = None
+) -> KafkaCluster | None:
     """Starts what is ours and does not run, then makes the missing topics and tables. Raises ServerError."""
-    kafka = local_kafka(brokers, secure)
+    kafka = local_kafka(brokers, secure, metrics_port)
     if kafka is None and (brokers or secure):
         raise ServerError("--brokers and --secure are for a Kafka that is started here: unset KAFKA_BOOTSTRAP_SERVERS")
     state_dir().mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -176,8 +187,21 @@ def stop_all() -> None:
                 daemon(name).stop(timeout_s=60 if name == "kafka" else 30)
 
 
-def up(brokers: int | None, secure: bool) -> int:
-    kafka = start_servers(brokers, secure)
+def start_monitoring(kafka: KafkaCluster | None) -> None:
+    brokers = kafka.brokers if kafka else []
+    ports = [broker.metrics_port for broker in brokers if broker.metrics_port is not None]
+    monitoring = Monitoring(state_dir(), daemon("prometheus").log_file.parent, ports)
+    monitoring.start()
+    say(f"Prometheus  {monitoring.url('prometheus')}  Alertmanager {monitoring.url('alertmanager')}")
+    if not all(is_listening(port) for port in ports):
+        say("Kafka ran already, and tells no metrics: scripts/stack down, then scripts/stack up --monitoring")
+
+
+def up(brokers: int | None, secure: bool, monitoring: bool) -> int:
+    if monitoring:
+        find_programs()  # before anything is started
+    metrics_port = port_setting("KAFKA_METRICS_PORT", KAFKA_METRICS_PORT) if monitoring else None
+    kafka = start_servers(brokers, secure, metrics_port)
     servers = kafka.bootstrap_servers if kafka else bootstrap_servers()
     settings = {**pipeline_settings.postgres_parameters(), "KAFKA_BOOTSTRAP_SERVERS": servers}
     if kafka and len(kafka.brokers) > 1:
@@ -186,6 +210,8 @@ def up(brokers: int | None, secure: bool) -> int:
     say(f"Kafka       {servers}{'' if kafka else '  (not started here)'}{'  SASL_SSL' if secured else ''}")
     ours = "" if local_postgres() else "  (not started here)"
     say(f"PostgreSQL  {settings['PGHOST']}:{settings['PGPORT']}{ours}")
+    if monitoring:
+        start_monitoring(kafka)
     consumer = producer = write_environment_file("env", settings)
     if kafka and kafka.security:
         by_user = {user: settings | kafka.security.client_environment(user) for user in USERS}
@@ -271,6 +297,11 @@ def parse_arguments() -> argparse.Namespace:
         help="TLS, SCRAM-SHA-512 passwords and ACLs, with an authority of its own (default: what the data was made"
         " with, off for new data)",
     )
+    start.add_argument(
+        "--monitoring",
+        action="store_true",
+        help="also Prometheus, Alertmanager and exporters, and Kafka's own metrics; needs these programs installed",
+    )
     commands.add_parser("down", help="stop everything; the data stays")
     commands.add_parser("status", help="what runs; exit code 1 unless Kafka and PostgreSQL do")
     confirm = commands.add_parser("reset", help="stop everything and remove the data")
@@ -283,7 +314,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     commands = {
-        "up": lambda: up(args.brokers, args.secure),
+        "up": lambda: up(args.brokers, args.secure, args.monitoring),
         "down": down,
         "status": status,
         "reset": lambda: reset(args.yes),

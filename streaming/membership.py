@@ -60,6 +60,7 @@ class Session(ConsumerRebalanceListener):
         self._lock = threading.Lock()  # the group's callbacks come on kafka-python's own thread
         self._next: dict[TopicPartition, int] = {}  # the first offset of each partition that has not been read yet
         self._fresh: set[KafkaPartition] = set()  # assigned, paused, and not yet placed by the ledger
+        self._reported: set[KafkaPartition] = set()
         self._kafka_commit_at = self._report_at = self._heard_at = time.monotonic()
         self._consumer = KafkaConsumer(
             **connection,
@@ -262,7 +263,12 @@ class Session(ConsumerRebalanceListener):
         self._report_at = time.monotonic()
         lag: Counter[str] = Counter()
         age: dict[str, float] = {}
-        for partition, offset in self._offsets().items():
+        offsets = self._offsets()
+        if self._reported != set(offsets):  # of a partition that was given up, its next owner tells the lag
+            metrics.LAG_RECORDS.clear()
+            metrics.LAG_SECONDS.clear()
+            self._reported = set(offsets)
+        for partition, offset in offsets.items():
             behind = max(0, (self._consumer.highwater(partition) or offset.offset) - offset.offset)
             metrics.LAG_RECORDS.labels(partition.topic, partition.partition).set(behind)
             lag[partition.topic] += behind

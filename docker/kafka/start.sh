@@ -12,4 +12,9 @@ else
   CLUSTER_ID=$(kafka-storage.sh random-uuid)
 fi
 export CLUSTER_ID
+# Its own metrics, where the profile monitoring has fetched the agent
+agent=/mnt/agent/jmx_prometheus_javaagent.jar
+if [ -n "${METRICS_ADDRESS:-}" ] && [ -s "$agent" ]; then
+  export KAFKA_OPTS="-javaagent:$agent=$METRICS_ADDRESS:/monitoring/kafka_jmx.yml"
+fi
 exec /etc/kafka/docker/run

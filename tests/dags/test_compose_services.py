@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from compose_files import KAFKA_FILE, ROOT, all_services, broker_properties, environment, published_ports, services
 
 import topics
 from contracts import CONTRACTS
-from local_servers import kafka_jars, postgres_server
+from local_servers import kafka_agent, kafka_jars, postgres_server
 from local_servers.kafka_broker import KafkaBroker, replication_settings
 from local_servers.kafka_security import KafkaSecurity
 from pipeline_settings import POSTGRES_DEFAULTS
@@ -98,7 +99,7 @@ def test_the_secured_broker_has_the_settings_of_the_one_without_docker(tmp_path:
 )
 def test_a_broker_sends_clients_of_the_host_to_the_port_that_is_published(name: str, port: int) -> None:
     service = services()[name]
-    assert published_ports(service) == {port: 9092}
+    assert published_ports(service) == {port: 9092} | ({9404: 9404} if name == "kafka" else {})
     advertised = broker_properties(service)["advertised.listeners"]
     assert advertised == f"INTERNAL://{name}:19092,HOST://127.0.0.1:{port}"
 
@@ -144,3 +145,26 @@ def test_the_tables_are_made_from_the_files_that_the_scripts_apply_in_their_orde
     settings = (ROOT / "streaming/pipeline_settings.py").read_text(encoding="utf-8")
     [applied] = re.findall(r"for name in \((.*\.sql.*)\):", settings)
     assert made == re.findall(r'"([\w.]+)"', applied)
+
+
+def test_the_brokers_agent_is_the_one_without_docker() -> None:
+    assert environment(services()["kafka-agent"]) == {
+        "COORDINATES": kafka_agent.COORDINATES,
+        "SHA256": kafka_agent.SHA256,
+    }
+
+
+def test_prometheus_scrapes_what_the_profile_monitoring_starts_and_the_scripts() -> None:
+    scraped = yaml.safe_load((ROOT / "monitoring/prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    targets = {target for scrape in scraped for target in scrape["static_configs"][0]["targets"]}
+    listening = [9404] + [
+        port
+        for name, service in all_services().items()
+        if "monitoring" in service.get("profiles", []) and name != "grafana"
+        for port in [
+            *published_ports(service),
+            *(int(found) for found in re.findall(r"listen-address=127\.0\.0\.1:(\d+)", str(service.get("command")))),
+        ]
+    ]
+    scripts = {"127.0.0.1:9101", "127.0.0.1:9102"}
+    assert targets - scripts == {f"127.0.0.1:{port}" for port in listening}

@@ -35,13 +35,13 @@ CLASSES = {
 # As the image's own script of that name
 RUN = """#!/usr/bin/env bash
 set -euo pipefail
-made=$({setup} kafka.docker.KafkaDockerWrapper setup --default-configs-dir {defaults} \\
+made=$({setup} ${{KAFKA_OPTS:-}} kafka.docker.KafkaDockerWrapper setup --default-configs-dir {defaults} \\
   --mounted-configs-dir {mounted} --final-configs-dir "$CONFIGS" 2>&1) ||
   echo "$made" | grep -i "already formatted" || {{ echo "$made"; exit 1; }}
-exec {broker} $KAFKA_HEAP_OPTS kafka.Kafka "$CONFIGS/server.properties"
+exec {broker} $KAFKA_HEAP_OPTS ${{KAFKA_OPTS:-}} kafka.Kafka "$CONFIGS/server.properties"
 """
 LOG4J = "Configuration:\n  Loggers:\n    Logger: []\n    Root:\n      level: INFO\n"
-ADDRESS = re.compile(r"(?<![\w.-])(?P<host>[a-z][a-z0-9-]*|127\.0\.0\.1|):(?P<port>\d{4,5})\b")
+ADDRESS = re.compile(r"(?<![\w.-])(?P<host>[a-z][a-z0-9-]*|127\.0\.0\.1|0\.0\.0\.0|):(?P<port>\d{4,5})\b")
 
 
 class Containers:
@@ -57,8 +57,11 @@ class Containers:
 
     def host_address(self, name: str) -> str:
         """Where the scripts find a broker: the port that Docker would publish."""
-        [container_port] = published_ports(self._services[name]).values()
-        return f"{LOOPBACK}:{self._ports[name, container_port]}"
+        return self.address(name, next(iter(published_ports(self._services[name]).values())))
+
+    def address(self, name: str, port: int) -> str:
+        """Where a container's port is here."""
+        return f"{LOOPBACK}:{self._ports[name, port]}"
 
     def path(self, inside: str) -> Path:
         """Where a file of a container is."""
@@ -124,6 +127,8 @@ class Containers:
             "/etc/kafka/docker": self._programs,
             "/etc/kafka/secrets": self._folder / "secrets",
             "/mnt/shared/config": self._folder / "shared",
+            "/mnt/agent": self._folder / "agent",
+            "/monitoring": ROOT / "monitoring",
             "/var/lib/kafka/data": self._folder / name / "data",
         }.items():
             text = text.replace(inside, str(here))
@@ -132,10 +137,10 @@ class Containers:
     def _port(self, name: str, host: str, port: int) -> int:
         if host == LOOPBACK:  # the host's: as published
             port = published_ports(self._services[name])[port]
-        return self._ports[name if host in (LOOPBACK, "localhost", "") else host, port]
+        return self._ports[name if host in (LOOPBACK, "localhost", "0.0.0.0", "") else host, port]
 
     def _make_programs(self) -> None:
-        for folder in ("programs", "scripts", "secrets", "shared", "defaults"):
+        for folder in ("programs", "scripts", "secrets", "shared", "defaults", "agent"):
             self._folder.joinpath(folder).mkdir(parents=True)
         for script in (ROOT / "docker/kafka").glob("*.sh"):
             text = self._with_paths("", script.read_text(encoding="utf-8"))

@@ -7,8 +7,10 @@ health checks are those of the file.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+import urllib.request
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -36,7 +38,8 @@ from kafka.errors import KafkaTimeoutError, TopicAuthorizationFailedError
 
 import topics
 from contracts import CONTRACTS
-from local_servers import kafka_security
+from local_servers import kafka_agent, kafka_security
+from local_servers.maven_artifact import verified_artifact
 from local_servers.postgres_server import PostgresServer, binaries_folder
 
 EVENTS = "smart-access.events"
@@ -87,6 +90,14 @@ def test_the_broker_starts_answers_its_health_check_and_keeps_its_cluster_id(con
     assert not containers.is_healthy("kafka")
     containers.start("kafka")
     assert topics.cluster_id(connection) == cluster
+
+
+def test_the_broker_tells_its_metrics_once_it_has_the_agent(containers: Containers) -> None:
+    agent = verified_artifact(kafka_agent.COORDINATES, kafka_agent.SHA256)
+    shutil.copy(agent, containers.path("/mnt/agent/jmx_prometheus_javaagent.jar"))
+    containers.start("kafka")
+    with urllib.request.urlopen(f"http://{containers.address('kafka', 9404)}/metrics", timeout=10) as answer:
+        assert "kafka_server_replicamanager_underreplicatedpartitions 0.0" in answer.read().decode()
 
 
 def test_the_cluster_keeps_three_copies_and_takes_records_without_one_of_its_brokers(containers: Containers) -> None:

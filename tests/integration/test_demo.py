@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from local_servers import ROOT, free_port, kafka_jars
+from local_servers import ROOT, ServerError, free_port, kafka_jars, require_free_port
+from local_servers.monitoring import PORTS, find_programs
 
 
 @pytest.fixture
@@ -23,10 +24,10 @@ def environment(servers_folder: Path, request: pytest.FixtureRequest) -> Iterato
     state = servers_folder / request.node.name
     state.mkdir()
     (state / "jars").symlink_to(kafka_jars.jars_folder())
-    ports = ("PGPORT", "AIRFLOW_PORT", "STREAMLIT_PORT", "KAFKA_UI_PORT", "CONSUMER_METRICS_PORT")
+    ports = ("PGPORT", "AIRFLOW_PORT", "STREAMLIT_PORT", "KAFKA_UI_PORT")
     settings = {
         **os.environ,
-        **{name: str(free_port()) for name in (*ports, "PRODUCER_METRICS_PORT")},
+        **{name: str(free_port()) for name in (*ports, *(setting for setting, _ in PORTS.values()))},
         "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}",
         "PGHOST": "127.0.0.1",
         "STACK_DIR": str(state),
@@ -154,9 +155,32 @@ def test_the_demo_ends_by_itself_after_its_minutes(environment: dict[str, str]) 
     assert time.monotonic() - began >= 6
 
 
+def can_be_monitored() -> bool:
+    try:
+        find_programs()
+    except ServerError:
+        return False
+    return True
+
+
+def first_of_free_ports(count: int) -> int:
+    """The first of neighbours that nothing listens on now."""
+    while True:
+        first = free_port()
+        try:
+            for port in range(first, first + count):
+                require_free_port(port, "")
+        except (ServerError, OverflowError):
+            continue
+        return first
+
+
 def test_a_secured_cluster_works_by_the_lines_that_up_prints(environment: dict[str, str]) -> None:
-    made = run_stack(environment, "up", "--brokers", "3", "--secure")
+    watched = environment | {"KAFKA_METRICS_PORT": str(first_of_free_ports(3))}
+    monitoring = ["--monitoring"] if can_be_monitored() else []
+    made = run_stack(watched, "up", "--brokers", "3", "--secure", *monitoring)
     assert made.returncode == 0, made.stderr
+    assert "tells no metrics" not in made.stdout  # as it would of a broker that does not
     consume, produce = commands(made.stdout)
     # a shell that knows nothing of it
     plain = {name: value for name, value in environment.items() if not name.startswith(("KAFKA_", "PG"))}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from event_stream import Launcher, Stream, stop, wait_until
-from running_consumer import Consumer
+from running_consumer import Consumer, get
+
+from local_servers import free_port
 
 
 def owned(running: Consumer) -> set[str]:
@@ -28,12 +32,23 @@ def shared_by(*group: Consumer) -> bool:
     return all(shares) and sum(map(len, shares)) == len(set().union(*shares)) == 24
 
 
+def lag_told_of(port: int) -> set[str]:
+    """The partitions whose lag a consumer tells, as topic[partition]."""
+    found = re.findall(
+        r'^consumer_lag_records\{partition="(\d+)",topic="([^"]+)"\}', get(port, "/metrics"), re.MULTILINE
+    )
+    return {f"{topic}[{number}]" for number, topic in found}
+
+
 def test_two_then_three_then_one_consumer_lose_nothing_and_double_nothing(stream: Stream, launch: Launcher) -> None:
+    port = free_port()
     with stream.load(rate=1000):
-        first, second = launch(stream), launch(stream)
+        first, second = launch(stream, CONSUMER_METRICS_PORT=str(port)), launch(stream)
         wait_until(lambda: shared_by(first, second), first)
+        wait_until(lambda: lag_told_of(port) == owned(first), first)
         third = launch(stream)
         wait_until(lambda: shared_by(first, second, third), first)
+        wait_until(lambda: lag_told_of(port) == owned(first), first)
         stream.wait_for_progress(third, 1000)
         stop(first, second)
         wait_until(lambda: shared_by(third), third)
