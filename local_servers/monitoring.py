@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 import pipeline_settings
 from local_servers import LOOPBACK, ROOT, ServerError, port_setting, require_free_port
@@ -89,8 +89,9 @@ class Monitoring:
             queries = f"--extend.query-path={FILES / f'{job}_queries.yml'}"
             # what the queries ask is all that is wanted; the exporter's own are for other versions of PostgreSQL
             options = [queries, "--disable-default-metrics", "--disable-settings-metrics"]
-            self._start(job, [programs["postgres_exporter"], *options], self._exporter_login(database, password_file))
-        self._start("node", [programs["node_exporter"]])
+            command = [*_without(programs["postgres_exporter"], "bgwriter"), *options]
+            self._start(job, command, self._exporter_login(database, password_file))
+        self._start("node", _without(programs["node_exporter"], "systemd"))
         receiver = self._write_private("alertmanager.yml", self.alertmanager_configuration())
         options = [f"--config.file={receiver}", f"--storage.path={self.folder / 'alertmanager'}"]
         self._start("alertmanager", [programs["alertmanager"], *options, "--cluster.listen-address="])
@@ -161,7 +162,7 @@ class Monitoring:
         return exists
 
     def _psql(self, database: str, file: str, **variables: str) -> None:
-        command = [binaries_folder() / "psql", "-qX", "-v", "ON_ERROR_STOP=1", "-f", FILES / file]
+        command: list[str | Path] = [binaries_folder() / "psql", "-qX", "-v", "ON_ERROR_STOP=1", "-f", FILES / file]
         environment = {**os.environ, **self._postgres, "PGDATABASE": database, **variables}
         made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if made.returncode != 0:
@@ -202,6 +203,13 @@ def find_programs() -> dict[str, str]:
             + ". Debian, Ubuntu: apt install --no-install-recommends " + " ".join(missing)
         )  # fmt: skip
     return {ours: place for ours, place in found.items() if place}
+
+
+def _without(program: str, collector: str) -> list[str]:
+    """The program without a collector that cannot work here and would say so at each scrape, where it has that one."""
+    told = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
+    known = f"--collector.{collector} " in told.stdout + told.stderr
+    return [program, f"--no-collector.{collector}"] if known else [program]
 
 
 def _port(job: str) -> int:

@@ -174,12 +174,58 @@ def watched(broker: KafkaBroker, server: PostgresServer, tmp_path_factory: pytes
             monitoring.start()
             with (
                 script("kafka_consumer", folder / "consumer.out", settings),
-                script("kafka_producer", folder / "producer.out", settings, "--rate", "1", "--malformed-share", "0.2"),
+                script("kafka_producer", folder / "producer.out", settings, "--malformed-share", "0.2"),
             ):
                 yield Watched(monitoring, webhook, settings)
         finally:
             monitoring.stop()
             webhook.close()
+
+
+@pytest.fixture
+def own_stack(servers_folder: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
+    """scripts/stack with a state folder and ports of the test's own; gives what it printed."""
+    state = servers_folder / request.node.name
+    state.mkdir()
+    for kept in (kafka_jars.jars_folder(), kafka_jars.jars_folder().with_name("maven")):
+        (state / kept.name).symlink_to(kept)
+    environment = {
+        **os.environ,
+        **{setting: str(free_port()) for setting in ("PGPORT", *(setting for setting, _ in PORTS.values()))},
+        "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}",
+        "KAFKA_METRICS_PORT": str(free_port()),
+        "PGHOST": "127.0.0.1",
+        "STACK_DIR": str(state),
+        "STACK_EXTERNAL": "",
+    }
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "local_servers.stack", *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 or arguments == ("status",), done.stderr
+        return done.stdout
+
+    yield run
+    if list(state.glob("*.pid")):
+        run("down")
+
+
+def test_the_stack_starts_shows_and_ends_it(own_stack: Callable[..., str]) -> None:
+    own_stack("up")
+    said = own_stack("up", "--monitoring")
+    # the broker has no agent, and Prometheus sees it
+    assert "scripts/stack down, then scripts/stack up --monitoring" in said
+    [url] = re.findall(r"Prometheus +(\S+)", said)
+    down = f"{url}/api/v1/query?query=" + urllib.parse.quote("up == 0")
+    wait_for(lambda: "kafka" in [one["metric"]["job"] for one in read(down)["data"]["result"]], lambda: read(down))
+    running = re.findall(r"^(\S+) +running", own_stack("status"), re.MULTILINE)
+    # there is no Airflow here
+    assert set(running) == {*NAMES, "kafka", "postgres"} - {"airflow-exporter"}
+    said = own_stack("down")
+    ended = re.findall(r"stopping ([\w-]+)", said)
+    assert set(ended) == set(running)
+    # who raises alarms ends before what it watches
+    assert ended[:2] == ["prometheus", "alertmanager"]
 
 
 def test_every_target_is_up(watched: Watched, broker: KafkaBroker) -> None:
@@ -305,52 +351,10 @@ def test_no_password_and_no_token_can_be_seen(watched: Watched) -> None:
     for daemon in watched.monitoring.daemons.values():
         process = daemon.process()
         assert process
-        seen = " ".join(process.cmdline()) + daemon.log_file.read_text(encoding="utf-8")
+        said = daemon.log_file.read_text(encoding="utf-8")
+        assert "collector failed" not in said
+        seen = " ".join(process.cmdline()) + said
         assert password not in seen
         assert "token=secret" not in seen
     for file in ("prometheus.yml", "alertmanager.yml", f"{LOGIN}.password"):
         assert (watched.monitoring.folder / file).stat().st_mode & 0o077 == 0
-
-
-@pytest.fixture
-def own_stack(servers_folder: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
-    """scripts/stack with a state folder and ports of the test's own; gives what it printed."""
-    state = servers_folder / request.node.name
-    state.mkdir()
-    for kept in (kafka_jars.jars_folder(), kafka_jars.jars_folder().with_name("maven")):
-        (state / kept.name).symlink_to(kept)
-    environment = {
-        **os.environ,
-        **{setting: str(free_port()) for setting in ("PGPORT", *(setting for setting, _ in PORTS.values()))},
-        "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}",
-        "KAFKA_METRICS_PORT": str(free_port()),
-        "PGHOST": "127.0.0.1",
-        "STACK_DIR": str(state),
-        "STACK_EXTERNAL": "",
-    }
-
-    def run(*arguments: str) -> str:
-        command = [sys.executable, "-m", "local_servers.stack", *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0 or arguments == ("status",), done.stderr
-        return done.stdout
-
-    yield run
-    run("down")
-
-
-def test_the_stack_starts_shows_and_ends_it(own_stack: Callable[..., str]) -> None:
-    own_stack("up")
-    said = own_stack("up", "--monitoring")
-    # the broker has no agent, and Prometheus sees it
-    assert "scripts/stack down, then scripts/stack up --monitoring" in said
-    [url] = re.findall(r"Prometheus +(\S+)", said)
-    down = f"{url}/api/v1/query?query=" + urllib.parse.quote("up == 0")
-    wait_for(lambda: "kafka" in [one["metric"]["job"] for one in read(down)["data"]["result"]], lambda: read(down))
-    running = re.findall(r"^(\S+) +running", own_stack("status"), re.MULTILINE)
-    # there is no Airflow here
-    assert set(running) == {*NAMES, "kafka", "postgres"} - {"airflow-exporter"}
-    said = own_stack("down")
-    # who raises alarms ends before what it watches
-    assert re.findall(r"stopping ([\w-]+)", said)[:2] == ["prometheus", "alertmanager"]
-    assert "running" not in own_stack("status")
