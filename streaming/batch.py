@@ -11,6 +11,7 @@ from record_decoder import PlainRecord, Record
 from row_text import Encoded
 
 TopicPartition = tuple[str, int]
+OF_NO_PARTITION = -1  # stands for the partition of what did not come from Kafka
 
 
 class DeadLetter(NamedTuple):

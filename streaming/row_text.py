@@ -67,6 +67,11 @@ def encode(contract: Contract, partition: int, records: Sequence[PlainRecord]) -
     return Encoded(records, lines, dead, mismatched)
 
 
+def without_place(lines: list[str]) -> list[str]:
+    """The same rows with NULL for kafka_partition and kafka_offset: they are of a file."""
+    return [line[: line.rindex("\t", 0, line.rindex("\t"))] + "\t\\N\t\\N\n" for line in lines]
+
+
 _Lines = Callable[[int, Sequence[PlainRecord], set[int]], tuple[list[str], list[str]]]
 
 
