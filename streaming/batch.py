@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from record_decoder import PlainRecord, Record
+from record import PlainRecord, Record
 from row_text import Encoded
 
 TopicPartition = tuple[str, int]

@@ -23,7 +23,7 @@ import msgspec
 
 from contracts import EVENTS, NEVER, OF_FILES, Contract, Field, InvalidRecord, parse_json
 from csv_file import FileError, Row
-from record_decoder import PlainRecord, Record
+from record import PlainRecord, Record
 from row_text import Encoded, encode, without_place
 
 Mapping = dict[str, str | None]

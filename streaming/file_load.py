@@ -111,7 +111,7 @@ def load_file(path: str, reading: Reading, connect: Callable[..., Any], stop: th
         with closing(FileSink(connect, load, header.contract.topic, file.name)) as sink:
             for part in _parts(rows, reading.batch_size):
                 if stop.is_set():
-                    raise Stopped(f"{file.name}: stopped after row {outcome.rows}")
+                    raise Stopped(f"stopped after row {outcome.rows}")
                 batch = Batch()
                 high = outcome.rows + len(part)
                 encoded = header.encode(part, load.started_at, outcome.rows)
@@ -152,7 +152,7 @@ def check_file(path: str, reading: Reading, stop: threading.Event, tell: Tell) -
         outcome = Outcome(file.name, file.sha256, header.contract.table)
         for part in _parts(rows, reading.batch_size):
             if stop.is_set():
-                raise Stopped(f"{file.name}: stopped after row {outcome.rows}")
+                raise Stopped(f"stopped after row {outcome.rows}")
             encoded = header.encode(part, datetime.now(UTC), outcome.rows)
             for record, error in encoded.dead[: max(0, SHOWN_DEAD - outcome.dead)]:
                 log.info("%s:%d %s", file.name, record.offset, error)

@@ -55,11 +55,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("files", nargs="+", metavar="FILE", help="CSV, also compressed by gzip; - is standard input")
     parser.add_argument("--table", choices=TABLES, default="", help="what the files hold (default: by their headers)")
     parser.add_argument(
-        "--mapping", type=_mapping, default={}, metavar="FILE",
+        "--mapping", type=mapping_from, default={}, metavar="FILE",
         help="JSON object of foreign column names and what they are here; null leaves one out (default: none)",
     )  # fmt: skip
     parser.add_argument(
-        "--delimiter", type=_delimiter, default="", help="one character, or tab (default: , ; | or tab, by the header)"
+        "--delimiter", type=_delimiter, help="one character, or tab (default: , ; | or tab, by the header)"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would become of the rows, change nothing")
     option(parser, "--batch-size", "BATCH_SIZE", 20_000, number(int, 1, 1_000_000), "most rows in one transaction")
@@ -67,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _mapping(path: str) -> dict[str, str | None]:
+def mapping_from(path: str) -> dict[str, str | None]:
     try:
         with open(path, encoding="utf-8") as file:
             mapping = json.load(file)
@@ -90,7 +90,7 @@ def _delimiter(text: str) -> str:
 def main() -> int:
     args = parse_arguments()
     set_up_logging(args)
-    reading = Reading(args.table, args.delimiter, args.mapping, args.batch_size)
+    reading = Reading(args.table, args.delimiter or "", args.mapping, args.batch_size)
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: stop.set())
@@ -121,14 +121,10 @@ def each(files: list[str], load: Callable[[str], Outcome]) -> int:
             outcome = load(path)
         except (FileError, Fenced) as error:
             failed += 1
-            log.error("%s: %s", path, reason(error))
+            log.error("%s: %s", path, explained(error))
             continue
-        except Stopped as place:
-            log.info("%s; start the same command again to go on there", place)
-            return 1
-        except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
-            why = str(error).strip().splitlines()[0]
-            log.error("%s: PostgreSQL ended it: %s; start the same command again to go on", path, why)
+        except (Stopped, psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+            log.error("%s: %s; start the same command again to go on there", path, explained(error))
             return 1
         print(outcome, flush=True)
         if outcome.reasons:
@@ -139,9 +135,11 @@ def each(files: list[str], load: Callable[[str], Outcome]) -> int:
     return 1 if failed else 0
 
 
-def reason(error: FileError | Fenced) -> str:
+def explained(error: BaseException) -> str:
     if isinstance(error, Fenced):
         return "another load of this file is at work; nothing of this batch was written. Start again when it has ended"
+    if isinstance(error, psycopg2.Error):
+        return f"PostgreSQL ended it: {str(error).strip().splitlines()[0]}"
     return str(error)
 
 

@@ -25,7 +25,8 @@ from kafka.structs import OffsetAndMetadata
 import pipeline_metrics as metrics
 from batch import TopicPartition
 from contracts import CONTRACTS
-from record_decoder import Record, speed_up
+from record import Record
+from record_decoder import speed_up
 from row_text import Encoded, encode
 from sink import Sink, is_outage
 from topics import cluster_id

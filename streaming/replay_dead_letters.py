@@ -14,7 +14,7 @@ import argparse
 import logging
 import sys
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import psycopg2
@@ -25,11 +25,12 @@ from pipeline_settings import (
     add_logging_options,
     apply_schema,
     connect_postgres,
+    moment,
     number,
     postgres_parameters,
     set_up_logging,
 )
-from record_decoder import Record
+from record import Record
 from row_store import merge
 from row_text import copy_line
 from sink import SESSION
@@ -86,7 +87,7 @@ def parse_arguments() -> argparse.Namespace:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--reason", help="only letters with this reason code (default: all)")
         command.add_argument("--topic", choices=list(CONTRACTS), help="only letters of this topic (default: all)")
-        command.add_argument("--since", type=_time, help="only letters made at or after this time, RFC 3339")
+        command.add_argument("--since", type=moment, help="only letters made at or after this time, RFC 3339")
         if name != "list":
             default = 20 if name == "show" else None
             said = "all" if default is None else default
@@ -95,14 +96,6 @@ def parse_arguments() -> argparse.Namespace:
             command.add_argument("--dry-run", action="store_true", help="say what would happen, change nothing")
         add_logging_options(command)
     return parser.parse_args()
-
-
-def _time(text: str) -> datetime:
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 2026-05-04T13:20:00Z") from None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _filter(args: argparse.Namespace) -> dict[str, Any]:

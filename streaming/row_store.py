@@ -21,7 +21,7 @@ from psycopg2 import sql
 
 from batch import OF_NO_PARTITION, Chunk, DeadLetter
 from contracts import EPOCH, Contract
-from record_decoder import Record
+from record import Record
 from row_text import escape
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 
 from contracts import EVENTS, HEALTH, MAX_AHEAD, MAX_VALUE_BYTES, Columns, Contract, InvalidRecord
-from record_decoder import PlainRecord, Record
+from record import PlainRecord, Record
 
 
 class Encoded(NamedTuple):
