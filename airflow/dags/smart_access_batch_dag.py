@@ -11,7 +11,7 @@ days anew: a backfill.
 | `complete` | logs one line of counts; fails if a file did, with the others loaded and the marts right all the same |
 
 **Files.** Put them into the folder of `BATCH_DROP_DIR` under a name that ends in `.csv` or `.csv.gz`. While one is
-being written call it something else (`NAME.part`): a file untouched for a minute counts as whole. A file that was loaded
+being written call it something else (`NAME.part`): a file untouched for a minute counts as whole. One that was loaded
 before changes nothing. While PostgreSQL is away, files stay where they are and `load` is tried again.
 
 **Backfill.** Rows that arrive late, of whatever age, correct their own hours, days and sessions unasked.
