@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 PIECE = 1 << 18
 DELIMITERS = ",;\t|"
@@ -65,8 +65,8 @@ class CsvFile:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def _open(self, opened: ExitStack) -> IO[bytes]:
-        source: IO[bytes] = sys.stdin.buffer
+    def _open(self, opened: ExitStack) -> Any:
+        source: Any = sys.stdin.buffer
         if self._path != "-":
             source = opened.enter_context(Path(self._path).open("rb"))  # noqa: SIM115
         if self._path == "-" or not source.seekable():
@@ -76,7 +76,7 @@ class CsvFile:
             source = copy
         is_gzip = source.read(len(GZIP)) == GZIP
         source.seek(0)
-        return opened.enter_context(gzip.GzipFile(fileobj=source)) if is_gzip else source  # type: ignore[return-value]
+        return opened.enter_context(gzip.GzipFile(fileobj=source)) if is_gzip else source
 
     def rows(self, delimiter: str = "") -> Iterator[Row]:
         """The header, then what follows it; blank lines are passed over. Without a delimiter the header tells it."""

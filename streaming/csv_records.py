@@ -136,7 +136,7 @@ def _match(header: list[str], table: str, mapping: Mapping) -> tuple[Contract, l
 
     def fits(reading: tuple[Contract, list[str | None]]) -> tuple[int, bool]:
         contract, names = reading
-        return len(contract.field_names & set(names)), not _missing(contract, names)
+        return len(contract.field_names.intersection(names)), not _missing(contract, names)
 
     candidates = [contract for contract in OF_FILES.values() if table in ("", contract.table)]
     best, names = max(((contract, _names(header, contract, mapping)) for contract in candidates), key=fits)

@@ -48,7 +48,7 @@ asked=()
 [ "$SINCE$UNTIL" = nullnull ] || asked+=(--vars "{{backfill_since: $SINCE, backfill_until: $UNTIL}}")
 {ONE_AT_A_TIME} build --selector models "${{asked[@]}}" | tee /dev/stderr | tail -n 1
 """
-DAY = {"type": ["null", "string"], "format": "date"}
+DAY = ["null", "string"]
 
 
 @dag(
@@ -60,8 +60,8 @@ DAY = {"type": ["null", "string"], "format": "date"}
     dagrun_timeout=timedelta(hours=20),
     default_args={"on_failure_callback": alert},
     params={
-        "since": Param(None, title="Backfill: first day (UTC)", **DAY),
-        "until": Param(None, title="Backfill: last day (UTC)", **DAY),
+        "since": Param(None, type=DAY, format="date", title="Backfill: first day (UTC)"),
+        "until": Param(None, type=DAY, format="date", title="Backfill: last day (UTC)"),
         "full_refresh": Param(False, type="boolean", title="Make all of the marts anew"),
     },
     doc_md=__doc__,
