@@ -52,9 +52,10 @@
     {%- set since, until = var('backfill_since'), var('backfill_until') -%}
     {%- if since or until -%}
         or (
-            -- an hour of a zone that is half an hour off begins before the day
+            -- local hours that begin or end within the days: those of a zone may be half an hour off
             {{ happened_at }} >= {{ backfill_from() }} - interval '1 hour'
-            and {{ happened_at }} < (cast('{{ until or "infinity" }}' as timestamp) + interval '1 day') at time zone 'UTC'
+            and {{ happened_at }}
+            < (cast('{{ until or "infinity" }}' as timestamp) + interval '25 hours') at time zone 'UTC'
         )
     {%- endif -%}
 {%- endmacro %}
