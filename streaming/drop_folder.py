@@ -30,7 +30,7 @@ import psycopg2
 
 from csv_file import FileError
 from file_load import Outcome, Reading, Stopped, load_file
-from load_csv import explained, make_tables, mapping_from, progress
+from load_csv import explained, make_tables, mapping_from, with_progress
 from pipeline_settings import ROOT, add_logging_options, connect_postgres, option, set_up_logging
 from sink import Fenced
 
@@ -75,12 +75,12 @@ def put_away(path: Path, place: str, report: dict[str, Any]) -> None:
     os.replace(path, name)
 
 
-def load_all(files: list[Path], load: Callable[[str], Outcome]) -> int:
+def load_all(files: list[Path], load: Callable[..., Outcome]) -> int:
     counts: Counter[str] = Counter()
     code = 0
     for path in files:
         try:
-            outcome = load(str(path))
+            outcome = with_progress(load, str(path))
         except FileError as error:
             counts["failed"] += 1
             log.error("%s: %s", path.name, error)
@@ -122,8 +122,7 @@ def main() -> int:
     connect = partial(connect_postgres, "smart-access-load")
     if not make_tables(connect):
         return 1
-    with progress() as tell:
-        return load_all(files, partial(load_file, reading=reading, connect=connect, stop=stop, tell=tell))
+    return load_all(files, partial(load_file, reading=reading, connect=connect, stop=stop))
 
 
 if __name__ == "__main__":

@@ -18,18 +18,18 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from typing import Any
 
 import psycopg2
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from contracts import CONTRACTS
 from csv_file import CsvFile, FileError
-from file_load import Outcome, Reading, Stopped, Tell, check_file, load_file
+from file_load import Outcome, Reading, Stopped, check_file, load_file
 from pipeline_settings import (
     add_logging_options,
     apply_schema,
@@ -94,13 +94,12 @@ def main() -> int:
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: stop.set())
-    with progress() as tell:
-        if args.dry_run:
-            return each(args.files, partial(check_file, reading=reading, stop=stop, tell=tell))
-        connect = partial(connect_postgres, "smart-access-load")
-        if not make_tables(connect):
-            return 1
-        return each(args.files, partial(load_file, reading=reading, connect=connect, stop=stop, tell=tell))
+    if args.dry_run:
+        return each(args.files, partial(check_file, reading=reading, stop=stop))
+    connect = partial(connect_postgres, "smart-access-load")
+    if not make_tables(connect):
+        return 1
+    return each(args.files, partial(load_file, reading=reading, connect=connect, stop=stop))
 
 
 def make_tables(connect: Callable[..., Any]) -> bool:
@@ -113,12 +112,12 @@ def make_tables(connect: Callable[..., Any]) -> bool:
     return True
 
 
-def each(files: list[str], load: Callable[[str], Outcome]) -> int:
+def each(files: list[str], load: Callable[..., Outcome]) -> int:
     """Loads one file after the other and prints what became of it; the exit code."""
     failed = 0
     for path in files:
         try:
-            outcome = load(path)
+            outcome = with_progress(load, path)
         except (FileError, Fenced) as error:
             failed += 1
             log.error("%s: %s", path, explained(error))
@@ -143,28 +142,26 @@ def explained(error: BaseException) -> str:
     return str(error)
 
 
-@contextmanager
-def progress() -> Iterator[Tell]:
-    """A bar for each file on a terminal, else a line every few seconds."""
+def with_progress(load: Callable[..., Outcome], path: str) -> Outcome:
+    """The file loaded, with a bar on a terminal, else a line every few seconds."""
     if not sys.stderr.isatty():
-        yield _Lines().tell
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[rows]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[CsvFile, TaskID] = {}
+        return load(path, tell=_Lines().tell)
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
+    task = bar.add_task(path, total=None)
 
-        def tell(file: CsvFile, outcome: Outcome) -> None:
-            if file not in tasks:
-                tasks[file] = bars.add_task(file.name, total=file.size, rows="")
-            bars.update(tasks[file], completed=file.bytes_read, rows=f"{outcome.rows:,} rows")
+    def tell(file: CsvFile, outcome: Outcome) -> None:
+        bar.update(task, total=file.size, completed=file.bytes_read, description=f"{path} {outcome.rows:,} rows")
 
-        yield tell
+    streams = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.StreamHandler)]
+    try:
+        with bar:
+            for handler in streams:
+                handler.setStream(sys.stderr)  # the bar's, above which lines appear
+            return load(path, tell=tell)
+    finally:
+        for handler in streams:
+            handler.setStream(sys.stderr)
 
 
 class _Lines:

@@ -59,7 +59,10 @@ def command(
     task_id: str, script: str, minutes: float, retries: int = 1, delay_s: float = 20, **environment: str
 ) -> BashOperator:
     """A task of a shell script, of so many minutes at most. `environment` may have templates in it."""
-    folders = {name: os.environ.get(name) or str(PROJECT / "dbt") for name in ("DBT_PROJECT_DIR", "DBT_PROFILES_DIR")}
+    folders = {
+        "DBT_PROJECT_DIR": os.environ.get("DBT_PROJECT_DIR") or str(PROJECT / "dbt"),
+        "DBT_PROFILES_DIR": os.environ.get("DBT_PROFILES_DIR") or str(PROJECT / "dbt"),
+    }
     return BashOperator(
         task_id=task_id,
         bash_command=script,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import os
 import signal
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from csv_loads import CUT, HEADER, HISTORY, Loads, row
 from event_stream import Stream, event_id
+from running_consumer import ROOT
 
 import pipeline_settings
 from contracts import EVENTS
@@ -175,6 +179,20 @@ def test_a_dry_run_needs_no_postgres_and_says_what_is_wrong(loads: Loads) -> Non
     assert f"{path}:3 bad_value: event_type must be one of" in err
     assert f"{path}:4 bad_csv: 1 cells, the header has 5" in err
     assert loads.rows(HISTORY) == []
+
+
+def test_on_a_terminal_there_is_a_bar_and_the_output_stays_clean(loads: Loads) -> None:
+    path = loads.put("[bold]events.csv", row(1), row(2, event_type="ajar"))
+    terminal, side = os.openpty()
+    command = [sys.executable, "streaming/load_csv.py", "--dry-run", path]
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
+    done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=side, check=True, timeout=60)
+    os.close(side)
+    shown = os.read(terminal, 1 << 20).decode()
+    os.close(terminal)
+    assert done.stdout.decode().startswith(f"{path}: raw_access_events rows=2 stored=1 duplicates=0 dead=1 ")
+    assert f"{path} 2 rows" in shown
+    assert "100%" in shown
 
 
 def test_without_postgres_it_is_one_line_that_names_the_settings(loads: Loads) -> None:
