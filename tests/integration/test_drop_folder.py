@@ -7,7 +7,11 @@ import os
 import time
 from pathlib import Path
 
+import psycopg2
 from csv_loads import HEADER, Loads, row
+
+import drop_folder
+from file_load import Outcome
 
 
 def test_a_file_in_the_drop_folder_is_loaded_and_moved_with_its_report(loads: Loads) -> None:
@@ -49,3 +53,15 @@ def test_an_outage_leaves_the_files_in_the_drop_folder(loads: Loads) -> None:
     os.utime(path, (0, 0))
     loads.run(name="drop_folder", BATCH_DROP_DIR=str(loads.folder), code=1, PGPORT="1")
     assert path.exists()
+
+
+def test_an_outage_during_a_load_leaves_its_file_and_those_after_it(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.csv", "b.csv")]
+    for file in files:
+        file.touch()
+
+    def cut(path: str, tell: object) -> Outcome:
+        raise psycopg2.OperationalError("server closed the connection")
+
+    assert drop_folder.load_all(files, cut) == 1
+    assert sorted(tmp_path.iterdir()) == files

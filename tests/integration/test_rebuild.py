@@ -37,7 +37,7 @@ def contents(database: Database) -> dict[str, list[str]]:
 
 
 def send_something_of_everything(stream: Stream) -> None:
-    stream.send_events(500)
+    stream.send_events(8000)  # several polls of each partition
     for number in range(200):
         report = {"device_id": f"lock-{number % 7}", "reported_at": f"2025-06-01T12:00:{number % 60:02}Z", "x": number}
         stream.send(HEALTH.topic, json.dumps(report | {"is_online": True}).encode(), b"k")
