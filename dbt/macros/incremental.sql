@@ -50,7 +50,7 @@
 
 {% macro or_in_backfill(happened_at) -%}
     {%- set since, until = var('backfill_since'), var('backfill_until') -%}
-    {%- if since or until -%}
+    {%- if since or until %}
         or (
             -- local hours that begin or end within the days: those of a zone may be half an hour off
             {{ happened_at }} >= {{ backfill_from() }} - interval '1 hour'

@@ -20,7 +20,7 @@ with arrivals as (
         ingested_at
     from {{ ref('stg_access_events') }}
     {% if is_incremental() %}
-    where ingested_at >= date_trunc('minute', {{ seen('arrived_after') }}) {{ or_in_backfill('ingested_at') }}
+    where ingested_at >= date_trunc('minute', {{ seen('arrived_after') }}){{ or_in_backfill('ingested_at') }}
     {% endif %}
     union all
     select
@@ -29,7 +29,7 @@ with arrivals as (
         ingested_at
     from {{ ref('stg_device_health') }}
     {% if is_incremental() %}
-    where ingested_at >= date_trunc('minute', {{ seen('arrived_after') }}) {{ or_in_backfill('ingested_at') }}
+    where ingested_at >= date_trunc('minute', {{ seen('arrived_after') }}){{ or_in_backfill('ingested_at') }}
     {% endif %}
 ),
 
@@ -59,10 +59,7 @@ refused as (
         topic in ('smart-access.events', 'smart-access.health')
         and duplicates + dead > 0
         {% if is_incremental() %}
-        and (
-            minute_starts_at >= date_trunc('minute', {{ seen('arrived_after') }})
-            {{ or_in_backfill('minute_starts_at') }}
-        )
+        and {{ is_new("minute_starts_at + interval '1 minute'", 'minute_starts_at') }}
         {% endif %}
     group by stream, minute_starts_at
 )
