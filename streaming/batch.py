@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from record_decoder import PlainRecord, Record
+from record import PlainRecord, Record
 from row_text import Encoded
 
 TopicPartition = tuple[str, int]
+OF_NO_PARTITION = -1  # stands for the partition of what did not come from Kafka
 
 
 class DeadLetter(NamedTuple):

@@ -14,7 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
 from functools import cache
 from importlib import resources
@@ -63,6 +63,7 @@ class Contract:
     fields: tuple[Field, ...]
     description: str
     compacted: bool = False
+    of_file: bool = False  # an entry of the registry may say when it was deleted: a file has no tombstones
 
     @property
     def columns(self) -> list[str]:
@@ -71,7 +72,9 @@ class Contract:
 
     @property
     def field_names(self) -> frozenset[str]:
-        return frozenset(field.name for field in self.fields)
+        """What is no unknown field."""
+        names = {field.name for field in self.fields}
+        return frozenset(names | {"deleted_at"} if self.of_file and self.compacted else names)
 
     def decode(self, value: bytes | None, key: bytes | None, timestamp_ms: int) -> Columns:
         """The columns' texts of one Kafka record.
@@ -95,22 +98,20 @@ class Contract:
         if not isinstance(record, dict):
             raise InvalidRecord("not_an_object", f"expected a JSON object, found {_type_name(record)}")
         latest = at + MAX_AHEAD
+        deleted_at = record.get("deleted_at") if self.of_file and self.compacted else None
         columns: Columns = []
         for field in self.fields:
             found = record.get(field.name)
             if found is None and field.name == "updated_at":
                 found = at.isoformat()
             if found is not None:
-                try:
-                    columns.append(field.parse(found, latest))
-                except InvalidRecord as error:
-                    raise InvalidRecord(error.reason, f"{field.name} {error.detail}") from None
-            elif field.required:
+                columns.append(_column(field.name, field.parse, found, latest))
+            elif field.required and (deleted_at is None or field.name in self.key):
                 raise InvalidRecord("missing_field", f"{field.name} is missing")
             else:
                 columns.append(None)
         if self.compacted:
-            columns.append(None)
+            columns.append(None if deleted_at is None else _column("deleted_at", _time, deleted_at, latest))
         unknown = record.keys() - self.field_names
         columns.append(_extra({name: record[name] for name in record if name in unknown}) if unknown else None)
         return columns
@@ -136,6 +137,13 @@ class Contract:
             "propertyNames": {"pattern": f"^{_STORABLE}*$"},
             "additionalProperties": True,
         }
+
+
+def _column(name: str, parse: Callable[[Any, datetime], str], value: Any, latest: datetime) -> str:
+    try:
+        return parse(value, latest)
+    except InvalidRecord as error:
+        raise InvalidRecord(error.reason, f"{name} {error.detail}") from None
 
 
 def parse_json(value: bytes) -> Any:
@@ -235,7 +243,7 @@ def _time(value: Any, latest: datetime) -> str:
     if at < EARLIEST:
         raise InvalidRecord("time_too_early", f"lies before {EARLIEST:%Y-%m-%d}")
     if at > latest:
-        raise InvalidRecord("time_in_future", "lies more than 5 minutes after the record's Kafka timestamp")
+        raise InvalidRecord("time_in_future", "lies more than 5 minutes after the record was sent, or its file loaded")
     return at.strftime("%Y-%m-%d %H:%M:%S.%f+00")
 
 
@@ -427,6 +435,7 @@ HOUSEHOLDS = Contract(
     compacted=True,
 )
 CONTRACTS = {contract.topic: contract for contract in (EVENTS, HEALTH, DEVICES, HOUSEHOLDS)}
+OF_FILES = {topic: replace(contract, of_file=True) for topic, contract in CONTRACTS.items()}
 
 
 def write_schemas() -> None:

@@ -64,6 +64,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--accept-gap", action="store_true", help="go on past offsets that Kafka has deleted, and record the gap"
     )
+    parser.add_argument(
+        "--until-caught-up", action="store_true", help="end when everything is stored that Kafka held at the start"
+    )
     add_kafka_options(parser)
     add_logging_options(parser)
     return parser.parse_args()
@@ -171,8 +174,9 @@ def run_session(args: argparse.Namespace, stop: threading.Event, status: Status)
     sink = Sink(partial(connect_postgres, "smart-access-writer"), cluster, args.group)
     writer = Writer(sink, status, args.batch_size, args.batch_timeout)
     session = Session(
-        connection, args.group, args.instance_id, args.session_timeout, args.accept_gap, cluster, ledger, writer, status
-    )
+        connection, args.group, args.instance_id, args.session_timeout, args.accept_gap, args.until_caught_up, cluster,
+        ledger, writer, status,
+    )  # fmt: skip
     writer.start()
     log.info("cluster %s, group %s", cluster, args.group)
     try:

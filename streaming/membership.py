@@ -25,7 +25,8 @@ from kafka.structs import OffsetAndMetadata
 import pipeline_metrics as metrics
 from batch import TopicPartition
 from contracts import CONTRACTS
-from record_decoder import Record, speed_up
+from record import Record
+from record_decoder import speed_up
 from row_text import Encoded, encode
 from sink import Sink, is_outage
 from topics import cluster_id
@@ -50,15 +51,18 @@ class LogMismatch(Exception):
 
 class Session(ConsumerRebalanceListener):
     def __init__(self, connection: dict[str, Any], group: str, instance_id: str, session_timeout: float,
-                 accept_gap: bool, cluster: str, ledger: Sink, writer: Writer, status: Status):  # fmt: skip
+                 accept_gap: bool, until_caught_up: bool, cluster: str, ledger: Sink, writer: Writer,
+                 status: Status):  # fmt: skip
         self._connection = connection
         self._accept_gap = accept_gap
+        self._until_caught_up = until_caught_up
         self._cluster = cluster
         self._ledger = ledger
         self._writer = writer
         self._status = status
         self._lock = threading.Lock()  # the group's callbacks come on kafka-python's own thread
         self._next: dict[TopicPartition, int] = {}  # the first offset of each partition that has not been read yet
+        self._ends: dict[TopicPartition, int] = {}  # where each partition ended when it was placed
         self._fresh: set[KafkaPartition] = set()  # assigned, paused, and not yet placed by the ledger
         self._reported: set[KafkaPartition] = set()
         self._kafka_commit_at = self._report_at = self._heard_at = time.monotonic()
@@ -135,6 +139,15 @@ class Session(ConsumerRebalanceListener):
                 ) from error
             self._commit_to_kafka()
             self._report()
+            if self._until_caught_up and self._has_caught_up():
+                log.info("caught up with what Kafka held at the start")
+                stop.set()
+
+    def _has_caught_up(self) -> bool:
+        """Whether all is stored that was there when the partitions were placed."""
+        with self._lock:
+            stored = [self._writer.stored_to.get(partition, -1) >= self._ends[partition] for partition in self._next]
+            return bool(stored) and not self._fresh and all(stored)
 
     def _poll(self, timeout_ms: int) -> None:
         polled = self._consumer.poll(timeout_ms=timeout_ms)
@@ -231,6 +244,7 @@ class Session(ConsumerRebalanceListener):
             self._writer.add(partition.topic, partition.partition, at, begin, Encoded([], [], [], set()))
         at = max(at, begin)
         self._next[tuple(partition)] = at
+        self._ends[tuple(partition)] = end
         self._writer.stored_to[tuple(partition)] = at
         self._consumer.seek(partition, at)
         self._consumer.resume(partition)

@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,15 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], An
         return value
 
     return parse
+
+
+def moment(text: str) -> datetime:
+    """A parser of times and dates; without an offset they are UTC."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 2026-05-04T13:20:00Z") from None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def one_of(*words: str) -> Callable[[str], str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import kafka
 from kafka.consumer.fetcher import Fetcher
@@ -20,26 +20,11 @@ from kafka.errors import CorruptRecordError
 from kafka.protocol.consumer import IsolationLevel
 from kafka.record.util import decode_varint
 
+from record import PlainRecord
+
 log = logging.getLogger("record_decoder")
 
 TESTED_VERSION = "3.0.12"
-
-
-class Record(NamedTuple):
-    """What the pipeline reads of a Kafka record; kafka-python's ConsumerRecord has the same names, and more.
-
-    Most go through as a PlainRecord, the same five in a tuple without names: making and freeing one of these for each
-    record would cost a tenth of the consumer's rate. `Record(*record)` gives the names where they are wanted.
-    """
-
-    offset: int
-    timestamp: int  # milliseconds since 1970, -1 if the producer gave none
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes | None]]
-
-
-PlainRecord = tuple[int, int, bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]
 
 
 def speed_up(consumer: Any) -> bool:

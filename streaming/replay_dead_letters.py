@@ -14,22 +14,23 @@ import argparse
 import logging
 import sys
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import psycopg2
 
-from batch import Chunk, DeadLetter
-from contracts import CONTRACTS, InvalidRecord
+from batch import OF_NO_PARTITION, Chunk, DeadLetter
+from contracts import CONTRACTS, OF_FILES, InvalidRecord
 from pipeline_settings import (
     add_logging_options,
     apply_schema,
     connect_postgres,
+    moment,
     number,
     postgres_parameters,
     set_up_logging,
 )
-from record_decoder import Record
+from record import Record
 from row_store import merge
 from row_text import copy_line
 from sink import SESSION
@@ -59,7 +60,7 @@ ORDER BY dead_letter_id DESC
 LIMIT %(max)s"""
 
 TAKE = """
-SELECT dead_letter_id, topic, partition, "offset", record_ts, created_at, key, value
+SELECT dead_letter_id, topic, partition, "offset", source_file, record_ts, created_at, key, value
 FROM dead_letters
 WHERE (%(reason)s::text IS NULL OR reason = %(reason)s)
   AND (%(topic)s::text IS NULL OR topic = %(topic)s)
@@ -86,7 +87,7 @@ def parse_arguments() -> argparse.Namespace:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--reason", help="only letters with this reason code (default: all)")
         command.add_argument("--topic", choices=list(CONTRACTS), help="only letters of this topic (default: all)")
-        command.add_argument("--since", type=_time, help="only letters made at or after this time, RFC 3339")
+        command.add_argument("--since", type=moment, help="only letters made at or after this time, RFC 3339")
         if name != "list":
             default = 20 if name == "show" else None
             said = "all" if default is None else default
@@ -95,14 +96,6 @@ def parse_arguments() -> argparse.Namespace:
             command.add_argument("--dry-run", action="store_true", help="say what would happen, change nothing")
         add_logging_options(command)
     return parser.parse_args()
-
-
-def _time(text: str) -> datetime:
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 2026-05-04T13:20:00Z") from None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _filter(args: argparse.Namespace) -> dict[str, Any]:
@@ -179,14 +172,14 @@ def replay(connection: Any, args: argparse.Namespace) -> int:
 
 
 def _replay_one(
-    cursor: Any, topic: str, partition: int | None, offset: int | None, record_ts: datetime | None,
+    cursor: Any, topic: str, partition: int | None, offset: int | None, file: str | None, record_ts: datetime | None,
     created_at: datetime, key: memoryview | None, value: memoryview | None,
 ) -> tuple[str, str | None]:  # fmt: skip
     """What becomes of one letter, its row stored if it is valid now.
 
     Its Kafka timestamp bounds its times as it did at first; one that had none is held to when the letter was made.
     """
-    contract = CONTRACTS[topic]
+    contract = (OF_FILES if file else CONTRACTS)[topic]
     at = int((record_ts or created_at).timestamp() * 1000)
     raw_key, raw_value = (None if part is None else bytes(part) for part in (key, value))
     try:
@@ -195,7 +188,8 @@ def _replay_one(
         return "still_invalid", str(error)
     record = Record(-1 if offset is None else offset, at, raw_key, raw_value, ())
     refused: list[DeadLetter] = []
-    chunk = Chunk(-1 if partition is None else partition, [record], [copy_line(columns, partition, offset)])
+    place = OF_NO_PARTITION if partition is None else partition
+    chunk = Chunk(place, [record], [copy_line(columns, partition, offset)])
     stored = merge(cursor, contract, [chunk], refused)
     if refused:
         return "still_invalid", f"{refused[0].reason}: {refused[0].detail}"

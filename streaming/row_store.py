@@ -11,7 +11,7 @@ import base64
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from itertools import chain
 from typing import Any
@@ -19,9 +19,9 @@ from typing import Any
 import psycopg2
 from psycopg2 import sql
 
-from batch import Chunk, DeadLetter
+from batch import OF_NO_PARTITION, Chunk, DeadLetter
 from contracts import EPOCH, Contract
-from record_decoder import Record
+from record import Record
 from row_text import escape
 
 
@@ -124,11 +124,12 @@ def _merge_statement(contract: Contract, load: str) -> sql.Composed:
     names = _columns(contract)
     return sql.SQL(
         "WITH stored AS (INSERT INTO {table} AS t ({columns}) SELECT {columns} FROM {load}"
-        " ON CONFLICT ({key}) {action} RETURNING kafka_partition)"
-        " SELECT kafka_partition, count(*) FROM stored GROUP BY 1"
+        " ON CONFLICT ({key}) {action} RETURNING coalesce(kafka_partition, {of_no_partition}) AS partition)"
+        " SELECT partition, count(*) FROM stored GROUP BY 1"
     ).format(
         table=sql.Identifier(contract.table),
         load=sql.Identifier(load),
+        of_no_partition=sql.Literal(OF_NO_PARTITION),
         columns=sql.SQL(", ").join(map(sql.Identifier, names)),
         key=sql.SQL(", ").join(map(sql.Identifier, contract.key)),
         action=_replace_older(contract) if contract.compacted else sql.SQL("DO NOTHING"),
@@ -152,27 +153,23 @@ def _replace_older(contract: Contract) -> sql.Composed:
     ).format(sql.SQL(", ").join(assignments))
 
 
-def copy_dead_letters(cursor: Any, dead: list[DeadLetter], cluster_id: str, group: str) -> None:
+def copy_dead_letters(cursor: Any, dead: list[DeadLetter], place: Callable[[DeadLetter], dict[str, Any]]) -> None:
+    """place: the columns that say where a letter came from, the same ones for each."""
     if not dead:
         return
-    text = "".join(_dead_letter_line(letter, cluster_id, group) for letter in dead).encode()
-    cursor.copy_expert(
-        'COPY dead_letters (cluster_id, consumer_group, topic, partition, "offset", record_ts, headers, key, value,'
-        " reason, detail) FROM STDIN",
-        io.BytesIO(text),
-        size=len(text),
-    )
+    names = [*place(dead[0]), "topic", "record_ts", "headers", "key", "value", "reason", "detail"]
+    text = "".join(_dead_letter_line(letter, list(place(letter).values())) for letter in dead).encode()
+    columns = sql.SQL(", ").join(map(sql.Identifier, names))
+    statement = sql.SQL("COPY dead_letters ({}) FROM STDIN").format(columns)
+    cursor.copy_expert(statement, io.BytesIO(text), size=len(text))
 
 
-def _dead_letter_line(letter: DeadLetter, cluster_id: str, group: str) -> str:
+def _dead_letter_line(letter: DeadLetter, place: list[Any]) -> str:
     record = letter.record
     plausible = 0 <= record.timestamp < 253_402_300_800_000  # up to the year 9999
     columns = [
-        cluster_id,
-        group,
+        *map(str, place),
         letter.topic,
-        str(letter.partition),
-        str(record.offset),
         str(EPOCH + timedelta(milliseconds=record.timestamp)) if plausible else None,
         _headers_json(record.headers),
         _bytea(record.key),

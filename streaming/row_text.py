@@ -17,7 +17,7 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 
 from contracts import EVENTS, HEALTH, MAX_AHEAD, MAX_VALUE_BYTES, Columns, Contract, InvalidRecord
-from record_decoder import PlainRecord, Record
+from record import PlainRecord, Record
 
 
 class Encoded(NamedTuple):
@@ -65,6 +65,11 @@ def encode(contract: Contract, partition: int, records: Sequence[PlainRecord]) -
         kept = [at for at, line in enumerate(lines) if line]
         records, lines = [records[at] for at in kept], [lines[at] for at in kept]
     return Encoded(records, lines, dead, mismatched)
+
+
+def without_place(lines: list[str]) -> list[str]:
+    """The same rows with NULL for kafka_partition and kafka_offset: they are of a file."""
+    return [line[: line.rindex("\t", 0, line.rindex("\t"))] + "\t\\N\t\\N\n" for line in lines]
 
 
 _Lines = Callable[[int, Sequence[PlainRecord], set[int]], tuple[list[str], list[str]]]

@@ -127,7 +127,7 @@ class Sink:
                 for topic, chunks in batch.chunks.items():
                     for partition, count in store(cursor, CONTRACTS[topic], chunks, written.dead).items():
                         written.stored[topic, partition] += count
-                copy_dead_letters(cursor, written.dead, *self._ledger_key)
+                copy_dead_letters(cursor, written.dead, self._place)
                 self._unsure = written
                 self._count_and_commit(cursor, batch, written)
                 self._unsure = None
@@ -158,6 +158,11 @@ class Sink:
             f"{t}[{p}] at {ledger.get((t, p))}" for (t, p), s in batch.spans.items() if ledger.get((t, p)) != s.low
         ]
         raise Fenced(", ".join(moved))
+
+    def _place(self, letter: DeadLetter) -> dict[str, Any]:
+        cluster_id, group = self._ledger_key
+        place = {"cluster_id": cluster_id, "consumer_group": group}
+        return {**place, "partition": letter.partition, "offset": letter.record.offset}
 
     def _count_and_commit(self, cursor: Any, batch: Batch, written: Written) -> None:
         duplicates = written.duplicates(batch)

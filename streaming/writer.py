@@ -16,7 +16,7 @@ import tenacity
 
 import pipeline_metrics as metrics
 from batch import Batch, TopicPartition, Written
-from record_decoder import Record
+from record import Record
 from row_text import Encoded
 from sink import Sink, is_outage
 

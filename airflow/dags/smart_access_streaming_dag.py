@@ -37,25 +37,13 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
-import requests
-from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import dag, task
 
-# resolved: Airflow may reach this file through a link
-PROJECT = Path(__file__).resolve().parents[2] / "dbt"
-ENVIRONMENT = {
-    "DBT_PROJECT_DIR": os.environ.get("DBT_PROJECT_DIR") or str(PROJECT),
-    "DBT_PROFILES_DIR": os.environ.get("DBT_PROFILES_DIR") or str(PROJECT),
-}
-# By Airflow's own interpreter, not by the PATH: a task's bash may read ~/.bashrc, as its standard input is a socket,
-# and find another python or dbt there
-DBT = f"'{sys.executable}' -m dbt.cli.main --no-use-colors"
-ONE_AT_A_TIME = f"'{sys.executable}' \"$DBT_PROJECT_DIR/one_at_a_time.py\" --no-use-colors"
+from pipeline_tasks import ONE_AT_A_TIME, PYTHON, TEST, alert, command, counts
+
+DBT = f"{PYTHON} -m dbt.cli.main --no-use-colors"
 # Of dbt's lines on freshness, the names and states that are not PASS. It fails where one is stale; where it fails and
 # names none, it could not look. The last line is the task's result.
 RUN = rf"""set -eo pipefail
@@ -65,54 +53,6 @@ named=$(sed -nE 's/.* (WARN|ERROR STALE|ERROR) freshness of raw\.([a-z_]+) .*/\2
 result=$({ONE_AT_A_TIME} build --selector models | tee /dev/stderr | tail -n 1)
 echo "$result; sources: ${{named:-$otherwise}}"
 """
-# unit tests prove the models' logic where it is changed; on live rows they would prove it again and again
-TEST = f"{ONE_AT_A_TIME} test --exclude-resource-type unit_test"
-WEBHOOK_TIMEOUT_S = 10
-
-log = logging.getLogger(__name__)
-
-
-def alert(context: dict[str, Any]) -> None:
-    """Tells of a failed task: a line in its log and, if ALERT_WEBHOOK_URL is set, a POST. Raises nothing."""
-    ti = context["ti"]
-    error = (str(context.get("exception") or "").strip() or "no reason given").splitlines()[0]
-    text = f"{ti.dag_id}.{ti.task_id} failed in {ti.run_id} (attempt {ti.try_number}): {error}"
-    log.error(text)
-    file = os.environ.get("ALERT_WEBHOOK_URL_FILE")
-    try:
-        url = Path(file).read_text(encoding="utf-8").strip() if file else os.environ.get("ALERT_WEBHOOK_URL")
-    except OSError as failure:
-        log.error("ALERT_WEBHOOK_URL_FILE=%s cannot be read: %s", file, failure.strerror)
-        return
-    if not url:
-        return
-    message = {
-        "text": text,
-        "dag_id": ti.dag_id,
-        "task_id": ti.task_id,
-        "run_id": ti.run_id,
-        "try_number": ti.try_number,
-        "error": error,
-        "log_url": ti.log_url,
-    }
-    try:
-        requests.post(url, json=message, timeout=WEBHOOK_TIMEOUT_S).raise_for_status()
-    except requests.RequestException as failure:
-        # its kind only: its text holds the address, and that often holds a token
-        log.error("ALERT_WEBHOOK_URL did not take the alert: %s", type(failure).__name__)
-
-
-def dbt(task_id: str, command: str, minutes: float) -> BashOperator:
-    """Calls of dbt, of so many minutes at most. Two attempts of both tasks end within the interval of the schedule."""
-    return BashOperator(
-        task_id=task_id,
-        bash_command=command,
-        env=ENVIRONMENT,
-        append_env=True,
-        retries=1,
-        retry_delay=timedelta(seconds=20),
-        execution_timeout=timedelta(minutes=minutes),
-    )
 
 
 @dag(
@@ -127,13 +67,13 @@ def dbt(task_id: str, command: str, minutes: float) -> BashOperator:
     tags=["smart-access", "dbt"],
 )
 def smart_access_streaming_pipeline() -> None:
-    dbt_run = dbt("dbt_run", RUN, minutes=4.5)
-    dbt_test = dbt("dbt_test", TEST, minutes=2)
+    # two attempts of both end within the interval of the schedule
+    dbt_run = command("dbt_run", RUN, minutes=4.5)
+    dbt_test = command("dbt_test", TEST, minutes=2)
 
     @task
     def complete(run: str, test: str) -> str:
-        counts = [text.rpartition("Done. ")[2] for text in (run, test)]
-        summary = f"dbt run: {counts[0]}; dbt test: {counts[1]}"
+        summary = f"dbt run: {counts(run)}; dbt test: {counts(test)}"
         logging.getLogger(__name__).info(summary)
         return summary
 

@@ -40,7 +40,34 @@
 {% endmacro %}
 
 {#-
-  The same for int_device_activity, which the data clock itself comes from: its newest row's arrival, less the overlap.
+  Whether a row is this run's to look at: it has arrived since the model's last run, or happened in the days that are to
+  be made anew. Those are backfill_since and backfill_until, the first and the last of them, in UTC; either may be left out:
+  dbt build … --vars '{backfill_since: 2026-05-01, backfill_until: 2026-05-07}'
+-#}
+{% macro is_new(arrived_at, happened_at) -%}
+    ({{ arrived_at }} > {{ seen('arrived_after') }} {{ or_in_backfill(happened_at) }})
+{%- endmacro %}
+
+{% macro or_in_backfill(happened_at) -%}
+    {%- set since, until = var('backfill_since'), var('backfill_until') -%}
+    {%- if since or until %}
+        or (
+            -- local hours that begin or end within the days: those of a zone may be half an hour off
+            {{ happened_at }} >= {{ backfill_from() }} - interval '1 hour'
+            and {{ happened_at }}
+            < (cast('{{ until or "infinity" }}' as timestamp) + interval '25 hours') at time zone 'UTC'
+        )
+    {%- endif -%}
+{%- endmacro %}
+
+{#- From when on rows are to be made anew: infinity in an ordinary run. -#}
+{% macro backfill_from() -%}
+    {%- set since, until = var('backfill_since'), var('backfill_until') -%}
+    (cast('{{ since or ("-infinity" if until else "infinity") }}' as timestamp) at time zone 'UTC')
+{%- endmacro %}
+
+{#-
+  As `seen`, for int_device_activity, which the data clock itself comes from: its newest row's arrival, less the overlap.
 -#}
 {% macro newest_known() %}
     {% set found = none %}

@@ -150,3 +150,29 @@ CREATE TABLE IF NOT EXISTS dead_letters (
     replay_attempts integer     NOT NULL DEFAULT 0,
     UNIQUE (cluster_id, consumer_group, topic, partition, "offset")
 );
+
+-- The history of files: what became of every row of each. `rows` is the position, too: it advances in the transaction
+-- that stores the rows, so a load that was killed goes on exactly there. Of one content and reading there is one load.
+CREATE TABLE IF NOT EXISTS file_loads (
+    file_load_id bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    sha256       text        NOT NULL,  -- of the content, decompressed
+    table_name   text        NOT NULL,
+    columns      text        NOT NULL,  -- a JSON array: what each column was read as
+    file_name    text        NOT NULL,
+    size_bytes   bigint      NOT NULL,  -- of the content, decompressed
+    rows         bigint      NOT NULL DEFAULT 0,
+    stored       bigint      NOT NULL DEFAULT 0,
+    duplicates   bigint      NOT NULL DEFAULT 0,
+    dead         bigint      NOT NULL DEFAULT 0,
+    balanced     boolean     GENERATED ALWAYS AS (stored + duplicates + dead = rows) STORED,
+    started_at   timestamptz NOT NULL DEFAULT now(),
+    updated_at   timestamptz NOT NULL DEFAULT now(),
+    ended_at     timestamptz  -- NULL: not at the file's end yet
+) WITH (fillfactor = 50);
+
+DO $$
+BEGIN
+    IF to_regclass('file_loads_once') IS NULL THEN
+        CREATE UNIQUE INDEX file_loads_once ON file_loads (sha256, table_name, md5(columns));
+    END IF;
+END $$;

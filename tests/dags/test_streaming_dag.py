@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import closing
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -15,40 +13,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from dag_runs import load, run_dag, sql, states
 
-import pipeline_settings
 from local_servers import free_port
 from pipeline_settings import POSTGRES_DEFAULTS
 
-DAGS = pipeline_settings.ROOT / "airflow/dags"
 # Airflow's own imports and its SQLite session warn of what its next version changes
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-@pytest.fixture(scope="module")
-def airflow_database() -> None:
-    from airflow.utils.db import initdb
-
-    initdb()
-
-
-def load() -> Any:
-    from airflow.dag_processing.dagbag import DagBag
-
-    bag = DagBag(str(DAGS))
-    assert bag.import_errors == {}
-    return bag.dags
+NAME = "smart_access_streaming_pipeline"
 
 
 def streaming_dag() -> Any:
-    return load()["smart_access_streaming_pipeline"]
-
-
-def test_every_file_in_the_folder_loads_and_shows_its_docstring_in_the_ui() -> None:
-    dags = load()
-    assert {Path(dag.fileloc).name for dag in dags.values()} == {path.name for path in DAGS.glob("*.py")}
-    for dag in dags.values():
-        assert dag.doc_md
+    return load()[NAME]
 
 
 def test_the_tasks_run_one_after_the_other_every_fifteen_minutes_one_run_at_a_time() -> None:
@@ -83,33 +61,6 @@ def test_the_schedule_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert streaming_dag().schedule == "*/5 * * * *"
 
 
-def run_dag(database: dict[str, str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
-    for name, value in {**database, "DBT_TARGET_PATH": str(folder), "DBT_LOG_PATH": str(folder)}.items():
-        monkeypatch.setenv(name, value)
-    for name in ("DBT_PROJECT_DIR", "DBT_PROFILES_DIR", "DBT_SCHEMA"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PATH", os.defpath)  # no dbt, no python of the project's there
-    dag = streaming_dag()
-    for task in dag.tasks:
-        task.retries = 0
-    return dag.test()
-
-
-def sql(statement: str) -> Any:
-    """The first row of a statement's result, on the database that the environment names."""
-    with (
-        closing(pipeline_settings.connect_postgres("tests")) as connection,
-        connection,
-        connection.cursor() as cursor,
-    ):
-        cursor.execute(statement)
-        return cursor.fetchone()
-
-
-def states(run: Any) -> dict[str, str]:
-    return {task.task_id: str(task.state) for task in run.get_task_instances()}
-
-
 def summary(run: Any) -> str:
     assert str(run.state) == "success"
     return run.get_task_instance("complete").xcom_pull(task_ids="complete")
@@ -119,7 +70,7 @@ def summary(run: Any) -> str:
 def test_a_run_takes_what_is_new_and_says_which_sources_are_not_fresh(
     database: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = run_dag(database, monkeypatch, tmp_path)
+    run = run_dag(NAME, database, monkeypatch, tmp_path)
     assert states(run) == {"dbt_run": "success", "dbt_test": "success", "complete": "success"}
     said = summary(run)
     assert said.startswith("dbt run: PASS=")
@@ -133,7 +84,7 @@ def test_a_run_takes_what_is_new_and_says_which_sources_are_not_fresh(
            VALUES (gen_random_uuid(), 'lock', now(), 'open', 'app', now() - interval '20 minutes') RETURNING 1"""
     )
     for _ in range(2):  # the second finds nothing new
-        assert "; sources: raw_access_events WARN; " in summary(run_dag(database, monkeypatch, tmp_path))
+        assert "; sources: raw_access_events WARN; " in summary(run_dag(NAME, database, monkeypatch, tmp_path))
         taken = "SELECT (SELECT count(*) FROM marts.fct_access_events), max(device_id) FROM marts.rpt_device_current"
         assert sql(taken) == (1, "lock")
 
@@ -168,14 +119,14 @@ def test_a_failing_model_fails_the_run_and_alerts_once_and_the_next_run_makes_up
     url, alerts = webhook
     (tmp_path / "webhook").write_text(f"{url}\n")
     monkeypatch.setenv("ALERT_WEBHOOK_URL_FILE", str(tmp_path / "webhook"))
-    assert str(run_dag(database, monkeypatch, tmp_path).state) == "success"
+    assert str(run_dag(NAME, database, monkeypatch, tmp_path).state) == "success"
     sql("ALTER TABLE marts.fct_access_hourly ADD CONSTRAINT refuses CHECK (opens = 0); SELECT 1")
     sql(
         """INSERT INTO raw_access_events (event_id, device_id, event_ts, event_type, trigger_source)
            VALUES (gen_random_uuid(), 'lock', now(), 'open', 'app') RETURNING 1"""
     )
     sql("INSERT INTO raw_device_health (device_id, reported_at, is_online) VALUES ('lock', now(), true) RETURNING 1")
-    run = run_dag(database, monkeypatch, tmp_path)
+    run = run_dag(NAME, database, monkeypatch, tmp_path)
     assert str(run.state) == "failed"
     assert states(run) == {"dbt_run": "failed", "dbt_test": "upstream_failed", "complete": "upstream_failed"}
     [message] = alerts
@@ -196,7 +147,7 @@ def test_a_failing_model_fails_the_run_and_alerts_once_and_the_next_run_makes_up
     assert text in caplog.messages
 
     sql("ALTER TABLE marts.fct_access_hourly DROP CONSTRAINT refuses; SELECT 1")
-    assert "; sources: fresh; " in summary(run_dag(database, monkeypatch, tmp_path))
+    assert "; sources: fresh; " in summary(run_dag(NAME, database, monkeypatch, tmp_path))
     assert sql("SELECT opens FROM marts.fct_access_hourly") == (1,)
     assert len(alerts) == 1
 
@@ -207,7 +158,7 @@ def test_without_the_raw_tables_a_run_names_the_next_step_and_a_webhook_that_is_
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setenv("ALERT_WEBHOOK_URL", f"http://127.0.0.1:{free_port()}/alerts?token=secret")
-    run = run_dag({**database, "PGDATABASE": "postgres"}, monkeypatch, tmp_path)
+    run = run_dag(NAME, {**database, "PGDATABASE": "postgres"}, monkeypatch, tmp_path)
     assert str(run.state) == "failed"
     assert states(run) == {"dbt_run": "failed", "dbt_test": "upstream_failed", "complete": "upstream_failed"}
     said = caplog.text + "".join(capfd.readouterr())

@@ -16,6 +16,7 @@ MARTS = [
     "dim_households",
     "fct_access_events",
     "fct_access_hourly",
+    "fct_fleet_hourly",
     "fct_triggers_daily",
     "fct_open_sessions",
     "fct_offline_sessions",
@@ -306,3 +307,42 @@ def test_a_model_that_runs_before_its_source_claims_no_more_than_it_has_seen(dbt
     run(dbt)
     assert len(rows(warehouse, "SELECT 1 FROM marts.fct_access_hourly")) == 3
     assert_equals_full_refresh(dbt, warehouse)
+
+
+INCREMENTAL = {  # with the moment by which a row belongs to a day
+    "fct_access_events": "event_at",
+    "fct_access_hourly": "hour_starts_at",
+    "fct_device_health_hourly": "hour_starts_at",
+    "fct_fleet_hourly": "hour_starts_at",
+    "fct_open_sessions": "opened_at",
+    "fct_offline_sessions": "started_at",
+    "fct_triggers_daily": "local_date",
+    "fct_device_daily_summary": "local_date",
+}
+
+
+def test_a_backfill_makes_the_rows_of_its_days_anew_and_no_others(dbt: Dbt, warehouse: Any) -> None:
+    for device, zone in (("lock", "Asia/Kolkata"), ("gate", "America/Los_Angeles"), ("quiet", "Europe/Berlin")):
+        register(warehouse, device, f"home of {device}", zone, START)
+    for hour in range(24 * 6):
+        at = START + timedelta(hours=hour)
+        for device in ("lock", "gate"):
+            add_event(warehouse, device, at + timedelta(minutes=7), ["open", "close", "fail"][hour % 3])
+            if hour % 24 > 5:
+                add_report(warehouse, device, at, battery_pct=90 - hour / 4, is_online=hour % 7 > 0)
+    add_event(warehouse, "quiet", START, "open")
+    run(dbt)
+    before = snapshot(warehouse)
+    first, last = START.date() + timedelta(days=2), START.date() + timedelta(days=3)
+    for mart, at in INCREMENTAL.items():
+        statement = f"DELETE FROM marts.{mart} WHERE {at} >= %s AND {at} < %s"  # noqa: S608
+        execute(warehouse, statement, first, last + timedelta(days=1))
+        assert snapshot(warehouse)[mart] != before[mart] if mart in MARTS else True, mart
+    not_asked_for = "UPDATE marts.fct_access_hourly SET opens = 99 WHERE device_id = 'gate' AND hour_starts_at = %s"
+    execute(warehouse, not_asked_for, START)
+    run(dbt, "--vars", f"{{backfill_since: {first}, backfill_until: {last}}}")
+    after = snapshot(warehouse)
+    assert {mart for mart in MARTS if after[mart] != before[mart]} == {"fct_access_hourly"}
+    assert len(after["fct_access_hourly"] - before["fct_access_hourly"]) == 1
+    run(dbt, "--vars", f"{{backfill_since: {START.date()}}}")
+    assert assert_equals_full_refresh(dbt, warehouse) == before

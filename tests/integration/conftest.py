@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from csv_loads import Loads
     from event_stream import Launcher, Stream
 
     from local_servers.kafka_broker import KafkaBroker
@@ -46,3 +47,10 @@ def launch(tmp_path: Path) -> Iterator[Launcher]:
 
     with closing(Launcher(tmp_path)) as starter:
         yield starter
+
+
+@pytest.fixture
+def loads(database: dict[str, str], tmp_path: Path) -> Loads:
+    from csv_loads import Loads
+
+    return Loads(database, tmp_path)

@@ -16,7 +16,8 @@ from kafka.admin import KafkaAdminClient
 from kafka.codec import has_gzip, has_lz4, has_snappy, has_zstd
 
 from contracts import DEVICES, EVENTS, HEALTH
-from record_decoder import Record, speed_up
+from record import Record
+from record_decoder import speed_up
 
 if TYPE_CHECKING:
     from local_servers.kafka_broker import KafkaBroker

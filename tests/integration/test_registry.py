@@ -14,7 +14,7 @@ from running_consumer import Database
 
 from batch import Batch
 from contracts import DEVICES
-from record_decoder import Record
+from record import Record
 from row_text import encode
 from sink import Sink
 

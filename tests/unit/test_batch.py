@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from batch import Batch, DeadLetter, Span, TopicPartition, Written
 from contracts import DEVICES, EVENTS, HEALTH, InvalidRecord
-from record_decoder import Record
+from record import Record
 from row_text import Encoded
 
 PARTITIONS = [(EVENTS.topic, 0), (EVENTS.topic, 1), (HEALTH.topic, 0), (DEVICES.topic, 1)]

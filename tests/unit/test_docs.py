@@ -157,10 +157,11 @@ def test_every_field_of_a_topic_is_documented() -> None:
 
 
 def test_every_reason_of_a_dead_letter_is_documented() -> None:
-    code = "".join((ROOT / f"streaming/{name}.py").read_text(encoding="utf-8") for name in ("contracts", "row_store"))
+    modules = ("contracts", "csv_records", "row_store")
+    code = "".join((ROOT / f"streaming/{name}.py").read_text(encoding="utf-8") for name in modules)
     found = set(re.findall(r'InvalidRecord\("(\w+)"|record, "(\w+)", detail', code))
     reasons = {reason for pair in found for reason in pair if reason}
-    assert {"bad_json", "time_in_future", "refused_by_database"} <= reasons
+    assert {"bad_json", "bad_csv", "time_in_future", "refused_by_database"} <= reasons
     assert_mentioned(reasons, "reasons of dead letters")
 
 

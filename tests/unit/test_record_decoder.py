@@ -14,7 +14,8 @@ from kafka.record.util import calc_crc32c
 from kafka.structs import TopicPartition
 
 import record_decoder
-from record_decoder import FastPartitionRecords, Record, read_batch
+from record import Record
+from record_decoder import FastPartitionRecords, read_batch
 
 PARTITION = TopicPartition("smart-access.events", 0)
 CODECS = {"none": 0, "gzip": 1, "lz4": 3}

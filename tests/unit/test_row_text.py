@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import row_text
 from contracts import CONTRACTS, DEVICES, EVENTS, HEALTH, MAX_VALUE_BYTES, Contract, InvalidRecord
-from record_decoder import Record
+from record import Record
 from row_text import Encoded, copy_line, encode
 
 PARTITION = 3

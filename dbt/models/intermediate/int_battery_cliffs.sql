@@ -24,7 +24,7 @@ earliest as (
             device_id,
             hour_starts_at
         from {{ ref('fct_device_health_hourly') }}
-        where source_ingested_at > {{ seen('arrived_after') }}
+        where {{ is_new('source_ingested_at', 'hour_starts_at') }}
         union all
         select
             device_id,

@@ -16,7 +16,7 @@ with observations as (
         event_at,
         ingested_at
     from {{ ref('stg_access_events') }}
-    {% if is_incremental() %} where ingested_at > {{ newest_known() }} {% endif %}
+    {% if is_incremental() %} where ingested_at > {{ newest_known() }}{{ or_in_backfill('event_at') }} {% endif %}
     union all
     select
         device_id,
@@ -25,7 +25,7 @@ with observations as (
         null as event_at,
         ingested_at
     from {{ ref('stg_device_health') }}
-    {% if is_incremental() %} where ingested_at > {{ newest_known() }} {% endif %}
+    {% if is_incremental() %} where ingested_at > {{ newest_known() }}{{ or_in_backfill('reported_at') }} {% endif %}
 ),
 
 arrived as (

@@ -20,7 +20,7 @@ earliest as (
         event_at,
         event_id
     from {{ ref('fct_access_events') }}
-    where ingested_at > {{ seen('arrived_after') }}
+    where {{ is_new('ingested_at', 'event_at') }}
     order by device_id, event_at, event_id
 ),
 

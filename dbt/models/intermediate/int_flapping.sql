@@ -21,7 +21,7 @@ earliest as (
         device_id,
         min(reported_at) as reported_at
     from {{ ref('stg_device_health') }}
-    where ingested_at > {{ seen('arrived_after') }}
+    where {{ is_new('ingested_at', 'reported_at') }}
     group by device_id
 ),
 

@@ -24,7 +24,7 @@ starts as (
             device_id,
             local_date
         from {{ ref('fct_access_hourly') }}
-        where source_ingested_at > {{ seen('arrived_after') }}
+        where {{ is_new('source_ingested_at', 'hour_starts_at') }}
         union all
         select
             device_id,

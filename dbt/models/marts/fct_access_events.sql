@@ -33,7 +33,7 @@ events as (
         ingested_at
     from {{ ref('stg_access_events') }}
     {% if is_incremental() %}
-    where ingested_at > {{ seen('arrived_after') }}
+    where {{ is_new('ingested_at', 'event_at') }}
     union
     select
         earlier.event_id,

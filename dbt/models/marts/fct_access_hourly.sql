@@ -23,7 +23,7 @@ touched as (
         device_id,
         hour_starts_at
     from {{ ref('fct_access_events') }}
-    where ingested_at > {{ seen('arrived_after') }}
+    where {{ is_new('ingested_at', 'event_at') }}
     union
     select
         events.device_id,

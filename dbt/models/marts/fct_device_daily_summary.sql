@@ -35,33 +35,33 @@ touched as (
         -- a silence or a session that begins with the new row may have begun on the day before
         min(local_date) - 1 as touched_from
     from {{ ref('fct_access_hourly') }}
-    where source_ingested_at > {{ seen('arrived_after') }}
+    where {{ is_new('source_ingested_at', 'hour_starts_at') }}
     group by device_id
     union all
     select
         device_id,
         min(local_date) - 1 as touched_from
     from {{ ref('fct_device_health_hourly') }}
-    where source_ingested_at > {{ seen('arrived_after') }}
+    where {{ is_new('source_ingested_at', 'hour_starts_at') }}
     group by device_id
     union all
     select
         device_id,
         local_date
     from {{ ref('fct_open_sessions') }}
-    where closed_at is null or source_ingested_at > {{ seen('arrived_after') }}
+    where closed_at is null or {{ is_new('source_ingested_at', 'opened_at') }}
     union all
     select
         silences.device_id,
         {{ local_date('silences.started_at', 'devices.time_zone') }} as touched_from
     from {{ ref('fct_offline_sessions') }} as silences
     inner join devices on silences.device_id = devices.device_id
-    where silences.source_ingested_at > {{ seen('arrived_after') }}
+    where {{ is_new('silences.source_ingested_at', 'silences.started_at') }}
     union all
     -- no local date is more than a day behind that of UTC
     select
         device_id,
-        cast({{ seen('data_clock_at') }} at time zone 'UTC' as date) - 1 as touched_from
+        cast(least({{ seen('data_clock_at') }}, {{ backfill_from() }}) at time zone 'UTC' as date) - 1 as touched_from
     from devices
     union all
     select

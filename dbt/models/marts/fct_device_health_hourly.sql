@@ -34,7 +34,7 @@ arrived as (
         hour_starts_at,
         reported_at
     from {{ ref('int_health_reports') }}
-    where ingested_at > {{ seen('arrived_after') }}
+    where {{ is_new('ingested_at', 'reported_at') }}
 ),
 
 -- all hours of a device whose first report has only arrived now: it says from when on reports are expected

@@ -32,11 +32,11 @@ hours_of_moved as (
 touched as (
     select hour_starts_at
     from {{ ref('fct_access_hourly') }}
-    where source_ingested_at > {{ seen('arrived_after') }}
+    where {{ is_new('source_ingested_at', 'hour_starts_at') }}
     union
     select hour_starts_at
     from {{ ref('fct_device_health_hourly') }}
-    where source_ingested_at > {{ seen('arrived_after') }}
+    where {{ is_new('source_ingested_at', 'hour_starts_at') }}
     union
     select hour_starts_at
     from hours_of_moved

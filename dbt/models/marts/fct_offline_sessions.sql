@@ -31,7 +31,7 @@ touched as (
         device_id,
         min(reported_at) as touched_from
     from {{ ref('stg_device_health') }}
-    where ingested_at > {{ seen('arrived_after') }}
+    where {{ is_new('ingested_at', 'reported_at') }}
     group by device_id
     union all
     select

@@ -37,7 +37,7 @@ touched as (
         event_at,
         event_id
     from {{ ref('fct_access_events') }}
-    where ingested_at > {{ seen('arrived_after') }}
+    where {{ is_new('ingested_at', 'event_at') }}
     union all
     select
         device_id,

@@ -27,7 +27,7 @@ touched as (
         household_id,
         local_date
     from {{ ref('fct_access_events') }}
-    where household_id is not null and ingested_at > {{ seen('arrived_after') }}
+    where household_id is not null and {{ is_new('ingested_at', 'event_at') }}
     union
     select
         events.household_id,

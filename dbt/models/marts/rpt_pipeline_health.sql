@@ -19,14 +19,18 @@ with arrivals as (
         event_at as happened_at,
         ingested_at
     from {{ ref('stg_access_events') }}
-    {% if is_incremental() %} where ingested_at >= date_trunc('minute', {{ seen('arrived_after') }}) {% endif %}
+    {% if is_incremental() %}
+    where ingested_at >= date_trunc('minute', {{ seen('arrived_after') }}){{ or_in_backfill('ingested_at') }}
+    {% endif %}
     union all
     select
         'health' as stream,
         reported_at as happened_at,
         ingested_at
     from {{ ref('stg_device_health') }}
-    {% if is_incremental() %} where ingested_at >= date_trunc('minute', {{ seen('arrived_after') }}) {% endif %}
+    {% if is_incremental() %}
+    where ingested_at >= date_trunc('minute', {{ seen('arrived_after') }}){{ or_in_backfill('ingested_at') }}
+    {% endif %}
 ),
 
 stored as (
@@ -54,7 +58,9 @@ refused as (
     where
         topic in ('smart-access.events', 'smart-access.health')
         and duplicates + dead > 0
-        {% if is_incremental() %} and minute_starts_at >= date_trunc('minute', {{ seen('arrived_after') }}) {% endif %}
+        {% if is_incremental() %}
+        and {{ is_new("minute_starts_at + interval '1 minute'", 'minute_starts_at') }}
+        {% endif %}
     group by stream, minute_starts_at
 )
 
