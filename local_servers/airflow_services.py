@@ -141,6 +141,7 @@ class AirflowServices:
             "AIRFLOW__API__WORKERS": "1",
             "AIRFLOW__API__SECRET_KEY": secret,
             "AIRFLOW__API_AUTH__JWT_SECRET": secret,
+            "BATCH_DROP_DIR": os.environ.get("BATCH_DROP_DIR") or str(self.home.absolute().parent / "drop"),
             "DBT_TARGET_PATH": str(self.home.absolute() / "dbt-target"),
             "DBT_LOG_PATH": str(self.home.absolute() / "dbt-logs"),
         }

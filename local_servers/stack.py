@@ -54,6 +54,7 @@ SERVICES = (
     *names(MOST_BROKERS),
     "postgres",
 )
+KEPT = ("jars", "maven", "drop")  # of a reset: what was downloaded is the same for every start, and files are not ours
 COUNT_EVENTS = "select count(*) from raw_access_events"
 
 
@@ -265,7 +266,7 @@ def reset(confirmed: bool) -> int:
     if postgres is not None:
         postgres.wipe()
     for path in state_dir().iterdir() if state_dir().exists() else ():
-        if path.name == "jars":  # the same for every start: not worth another download
+        if path.name in KEPT:
             continue
         if path.is_dir():
             shutil.rmtree(path)

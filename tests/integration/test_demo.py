@@ -104,8 +104,10 @@ def test_the_stack_keeps_its_data_until_it_is_reset(environment: dict[str, str])
     assert run_stack(environment, "up").returncode == 0
     assert psql(environment, "select household_id from raw_households") == "kept"
 
+    state = Path(environment["STACK_DIR"])
+    (state / "drop").mkdir()  # somebody's files
     assert run_stack(environment, "reset", "--yes").returncode == 0
-    assert sorted(path.name for path in Path(environment["STACK_DIR"]).iterdir()) == ["jars"]
+    assert sorted(path.name for path in state.iterdir()) == ["drop", "jars"]
 
 
 def test_a_port_in_use_ends_the_start_in_one_line(environment: dict[str, str], kafka: object) -> None:

@@ -245,6 +245,7 @@ def test_a_header_that_fits_nothing_is_an_error_of_the_file(put: Any, content: b
         (gzip.compress(EVENT * 1000)[:-4] + b"abcd", "it cannot be read"),
         (gzip.compress(EVENT)[:20] + b"x" * 40, "it is cut off or damaged"),
     ],
+    ids=["cut off", "wrong length", "damaged"],  # the bytes hold the time
 )
 def test_a_damaged_gzip_is_noticed_before_anything_is_read_from_it(put: Any, content: bytes, said: str) -> None:
     with pytest.raises(FileError, match=said), CsvFile(put(content)):
