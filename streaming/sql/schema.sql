@@ -150,3 +150,12 @@ CREATE TABLE IF NOT EXISTS dead_letters (
     replay_attempts integer     NOT NULL DEFAULT 0,
     UNIQUE (cluster_id, consumer_group, topic, partition, "offset")
 );
+
+-- The pseudonym of each device and household, for the views that analysts read (docs/security.md#analysts). It is an HMAC
+-- whose key never comes here; whoever may read this table needs no key.
+CREATE TABLE IF NOT EXISTS pseudonyms (
+    kind      text NOT NULL CHECK (kind IN ('device', 'household')),
+    id        text NOT NULL,
+    pseudonym text NOT NULL UNIQUE,
+    PRIMARY KEY (kind, id)
+);
