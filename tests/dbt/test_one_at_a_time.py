@@ -128,6 +128,12 @@ def test_the_password_may_be_in_a_file(
         runpy.run_path(str(SCRIPT))["main"]()
 
 
+def test_a_key_for_pseudonyms_that_can_be_guessed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PSEUDONYM_KEY", "secret")
+    with pytest.raises(SystemExit, match="PSEUDONYM_KEY is too short: 32 characters at least"):
+        runpy.run_path(str(SCRIPT))["main"]()
+
+
 def test_plain_runs_at_once_may_fail_and_the_next_run_equals_a_full_refresh(dbt: Any, warehouse: Any) -> None:
     execute(warehouse, MORE_ROWS)
     assert dbt(*BUILD).success
