@@ -55,8 +55,10 @@ def read_file_of(name: str) -> None:
     if file and not os.environ.get(name):
         try:
             os.environ[name] = Path(file).read_text(encoding="utf-8").rstrip("\r\n")
-        except OSError as error:
-            sys.exit(f"{name}_FILE={file} cannot be read: {error.strerror}")
+        except (OSError, UnicodeDecodeError) as error:
+            sys.exit(f"{name}_FILE={file} cannot be read: {error}")
+        if not os.environ[name]:
+            sys.exit(f"{name}_FILE={file} is empty")
 
 
 def take_key() -> str:
