@@ -230,16 +230,20 @@ def lacks_a_right(error: psycopg2.Error) -> str:
 def apply_schema(connection: Any) -> None:
     """Creates the tables, views and roles that are missing. Two scripts that start at once take turns.
 
-    Who does not own the tables changes nothing, and needs no right to. Raises SettingError when some are missing then.
+    Who does not own the tables changes nothing, and needs no right to. Raises SettingError when some are missing then,
+    or when the owner lacks a right.
     """
-    with connection, connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(hashtext('smart-access schema'))")
-        cursor.execute(MAY_MAKE_TABLES)
-        if not cursor.fetchone()[0]:
-            _require_tables(cursor)
-            return
-        for name in ("schema.sql", "live_views.sql", "roles.sql"):
-            cursor.execute((ROOT / "streaming/sql" / name).read_text(encoding="utf-8"))
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtext('smart-access schema'))")
+            cursor.execute(MAY_MAKE_TABLES)
+            if not cursor.fetchone()[0]:
+                _require_tables(cursor)
+                return
+            for name in ("schema.sql", "live_views.sql", "roles.sql"):
+                cursor.execute((ROOT / "streaming/sql" / name).read_text(encoding="utf-8"))
+    except psycopg2.errors.InsufficientPrivilege as error:
+        raise SettingError(lacks_a_right(error)) from None
 
 
 def _require_tables(cursor: Any) -> None:

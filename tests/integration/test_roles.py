@@ -16,7 +16,7 @@ from event_stream import event, wait_until
 from running_consumer import Database
 
 from contracts import DEVICES, EVENTS, HEALTH, HOUSEHOLDS
-from pipeline_settings import ROOT, apply_schema
+from pipeline_settings import ROOT, SettingError, apply_schema
 
 if TYPE_CHECKING:
     from event_stream import Launcher, Stream
@@ -42,6 +42,7 @@ def logins(database: dict[str, str]) -> Iterator[Logins]:
     yield made
     owner.execute("DROP OWNED BY pipeline_transform")
     for login in made.values():
+        owner.execute(f"DROP OWNED BY {login['PGUSER']}")
         owner.execute(f"DROP ROLE {login['PGUSER']}")
 
 
@@ -255,3 +256,18 @@ def test_the_owners_next_start_grants_what_is_missing_and_writes_nothing_else(
     ):
         owner.execute(f"REVOKE {right} FROM {role}")
     assert [line[:2] for line in start()] == [line[:2] for line in before]
+
+
+def test_who_may_make_only_a_part_of_what_is_missing_makes_nothing_and_says_so(
+    database: dict[str, str], logins: Logins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = Database(database)
+    owner.execute("DROP TABLE raw_access_events CASCADE")
+    owner.execute("GRANT CREATE ON SCHEMA public TO only_pipeline_ingest")
+    monkeypatch.setenv("PGUSER", "only_pipeline_ingest")
+    with (
+        closing(Database(logins["pipeline_ingest"]).connect()) as connection,
+        pytest.raises(SettingError, match="PGUSER=only_pipeline_ingest: permission denied for schema live"),
+    ):
+        apply_schema(connection)
+    assert owner.one("SELECT to_regclass('raw_access_events')") is None
