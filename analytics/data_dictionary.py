@@ -61,9 +61,10 @@ ENDING = """\
 6. Compute it a second time in Python in `tests/dbt/recomputation.py`: the tests hold the two equal, row for row, after
    late events, after changes of the registry, and after a full refresh.
 7. If the dashboard reads it, add it to `dbt/models/marts/_exposures.yml`.
-8. Build it: `python dbt/one_at_a_time.py build --select +<name>`.
-9. `scripts/data-dictionary` brings this file up to date.
-10. `scripts/check`, then `scripts/test dbt`: the conventions above are tests there.
+8. Decide in `dbt/macros/analysts.sql` which of a mart's columns analysts see ([security.md](security.md#analysts)).
+9. Build it: `python dbt/one_at_a_time.py build --select +<name>`.
+10. `scripts/data-dictionary` brings this file up to date.
+11. `scripts/check`, then `scripts/test dbt`: the conventions above are tests there.
 """
 
 

@@ -4,6 +4,9 @@ Takes what `dbt` takes and exits as `dbt` does. Two runs at once fail each other
 rests on an old one vanishes with it while the other reads it. So this takes a lock in the database first, and waits
 for another run to end, 90 s at most. The lock is that of a connection which stays open until this process ends,
 however it ends: nothing is left behind by one that was killed. A plain `dbt` does not ask for it.
+
+With PSEUDONYM_KEY set, or PSEUDONYM_KEY_FILE, a build that succeeds is followed by the pseudonyms of what is new in the
+marts (pseudonyms.py). dbt itself does not see the key.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from typing import Any
 
 import psycopg2
 from dbt.cli.main import cli
+
+from pseudonyms import SHORTEST_KEY, add_missing
 
 WAIT_S = 90
 # "dbt" and a number, in the space of locks of two numbers; the models' own locks are of one
@@ -44,18 +49,38 @@ def take_lock() -> Any:
     return connection
 
 
-def read_password_file() -> None:
-    """PGPASSWORD_FILE, as the scripts take it: neither libpq nor the profile knows it."""
-    file = os.environ.get("PGPASSWORD_FILE")
-    if file and not os.environ.get("PGPASSWORD"):
+def read_file_of(name: str) -> None:
+    """NAME_FILE, as the scripts take it: neither libpq nor the profile knows it."""
+    file = os.environ.get(f"{name}_FILE")
+    if file and not os.environ.get(name):
         try:
-            os.environ["PGPASSWORD"] = Path(file).read_text(encoding="utf-8").rstrip("\r\n")
-        except OSError as error:
-            sys.exit(f"PGPASSWORD_FILE={file} cannot be read: {error.strerror}")
+            os.environ[name] = Path(file).read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            sys.exit(f"{name}_FILE={file} cannot be read: {error}")
+        if not os.environ[name]:
+            sys.exit(f"{name}_FILE={file} is empty")
+
+
+def take_key() -> str:
+    """Empty if there is none. Taken out of the environment, which dbt's own code and projects can read."""
+    read_file_of("PSEUDONYM_KEY")
+    key = os.environ.pop("PSEUDONYM_KEY", "")
+    if 0 < len(key) < SHORTEST_KEY:
+        sys.exit(f"PSEUDONYM_KEY is too short: {SHORTEST_KEY} characters at least, as `openssl rand -hex 32` gives")
+    return key
+
+
+def pseudonymise(connection: Any, key: str) -> None:
+    """Says on the error output how many there were, as the last line of the other one is dbt's result."""
+    try:
+        print(f"pseudonyms: {add_missing(connection, key)} new", file=sys.stderr)
+    except psycopg2.Error as error:
+        sys.exit(f"no pseudonyms: {str(error).strip()}")
 
 
 def main() -> None:
-    read_password_file()
+    read_file_of("PGPASSWORD")
+    key = take_key()
     try:
         connection = take_lock()
     except psycopg2.errors.LockNotAvailable:
@@ -66,6 +91,10 @@ def main() -> None:
         os.environ[name] = os.environ.get(name) or str(Path(__file__).resolve().parent)
     try:
         cli(prog_name="dbt")
+    except SystemExit as end:
+        if key and not end.code and {"build", "run"} & set(sys.argv):
+            pseudonymise(connection, key)
+        raise
     finally:
         connection.close()
 

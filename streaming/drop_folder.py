@@ -26,11 +26,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psycopg2
-
 from csv_file import FileError
-from file_load import Outcome, Reading, Stopped, load_file
-from load_csv import explained, make_tables, mapping_from, with_progress
+from file_load import Outcome, Reading, load_file
+from load_csv import ENDS_IT, explained, make_tables, mapping_from, with_progress
 from pipeline_settings import ROOT, add_logging_options, connect_postgres, option, set_up_logging
 from sink import Fenced
 
@@ -86,7 +84,7 @@ def load_all(files: list[Path], load: Callable[..., Outcome]) -> int:
             log.error("%s: %s", path.name, error)
             put_away(path, "failed", {"error": str(error)})
             continue
-        except (Fenced, Stopped, psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+        except (Fenced, *ENDS_IT) as error:
             log.error("%s is left for the next run: %s", path.name, explained(error))
             code = 1
             if isinstance(error, Fenced):

@@ -21,7 +21,14 @@ import psycopg2
 from psycopg2 import sql
 
 from contracts import CONTRACTS, EVENTS, HEALTH, Contract
-from pipeline_settings import add_logging_options, connect_postgres, moment, postgres_parameters, set_up_logging
+from pipeline_settings import (
+    add_logging_options,
+    connect_postgres,
+    lacks_a_right,
+    moment,
+    postgres_parameters,
+    set_up_logging,
+)
 
 log = logging.getLogger("export")
 
@@ -86,6 +93,9 @@ def main() -> int:
             count = export(connection, args, file)
         if part:
             part.replace(args.output)
+    except psycopg2.errors.InsufficientPrivilege as error:
+        log.error("%s", lacks_a_right(error))
+        return 1
     except (psycopg2.OperationalError, psycopg2.errors.UndefinedTable) as error:
         why = str(error).strip().splitlines()[0]
         log.error("PostgreSQL: %s. Set %s", why, ", ".join(postgres_parameters()))

@@ -34,6 +34,7 @@ from pipeline_settings import (
     apply_schema,
     connect_postgres,
     kafka_connection,
+    lacks_a_right,
     number,
     option,
     postgres_parameters,
@@ -119,6 +120,9 @@ def main() -> int:
             stop.wait(1)
         except AuthorizationError as error:
             log.error("KAFKA_USERNAME=%s lacks an ACL: READ on group %s? %s", args.username, args.group, error)
+            return 1
+        except psycopg2.errors.InsufficientPrivilege as error:
+            log.error("%s", lacks_a_right(error))
             return 1
         except (LogMismatch, KafkaError) as error:
             log.error("%s", error)

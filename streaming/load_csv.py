@@ -34,6 +34,7 @@ from pipeline_settings import (
     add_logging_options,
     apply_schema,
     connect_postgres,
+    lacks_a_right,
     number,
     option,
     postgres_parameters,
@@ -44,6 +45,8 @@ from sink import Fenced
 log = logging.getLogger("load")
 
 TELL_EVERY_S = 5.0
+# for this file and those after it, until somebody has seen to it
+ENDS_IT = (Stopped, psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.errors.InsufficientPrivilege)
 TABLES = [contract.table for contract in CONTRACTS.values()]
 
 
@@ -122,7 +125,7 @@ def each(files: list[str], load: Callable[..., Outcome]) -> int:
             failed += 1
             log.error("%s: %s", path, explained(error))
             continue
-        except (Stopped, psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+        except ENDS_IT as error:
             log.error("%s: %s; start the same command again to go on there", path, explained(error))
             return 1
         print(outcome, flush=True)
@@ -137,6 +140,8 @@ def each(files: list[str], load: Callable[..., Outcome]) -> int:
 def explained(error: BaseException) -> str:
     if isinstance(error, Fenced):
         return "another load of this file is at work; nothing of this batch was written. Start again when it has ended"
+    if isinstance(error, psycopg2.errors.InsufficientPrivilege):
+        return lacks_a_right(error)
     if isinstance(error, psycopg2.Error):
         return f"PostgreSQL ended it: {str(error).strip().splitlines()[0]}"
     return str(error)

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -31,6 +32,11 @@ POSTGRES_DEFAULTS = {
 
 SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 SASL_MECHANISMS = ("SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN")
+
+# Whoever owns the tables, or makes them
+MAY_MAKE_TABLES = """
+SELECT coalesce((SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass('raw_access_events')),
+                has_schema_privilege('public', 'CREATE'))"""
 
 load_dotenv(ROOT / ".env")
 
@@ -225,9 +231,39 @@ def connect_postgres(application_name: str, **parameters: Any) -> Any:
     return psycopg2.connect(**(settings | parameters))
 
 
+def lacks_a_right(error: psycopg2.Error) -> str:
+    """One line about a statement that PostgreSQL has refused to this user (SQLSTATE 42501)."""
+    user = postgres_parameters()["PGUSER"]
+    return f"PostgreSQL refuses PGUSER={user}: {error.diag.message_primary}. The right role: docs/security.md, Roles"
+
+
 def apply_schema(connection: Any) -> None:
-    """Creates the tables and views that are missing. Two scripts that start at once take turns."""
-    with connection, connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(hashtext('smart-access schema'))")
-        for name in ("schema.sql", "live_views.sql"):
-            cursor.execute((ROOT / "streaming/sql" / name).read_text(encoding="utf-8"))
+    """Creates the tables, views and roles that are missing. Two scripts that start at once take turns.
+
+    Who does not own the tables changes nothing, and needs no right to. Raises SettingError when some are missing then,
+    or when the owner lacks a right.
+    """
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtext('smart-access schema'))")
+            cursor.execute(MAY_MAKE_TABLES)
+            if not cursor.fetchone()[0]:
+                _require_tables(cursor)
+                return
+            for name in ("schema.sql", "live_views.sql", "roles.sql"):
+                cursor.execute((ROOT / "streaming/sql" / name).read_text(encoding="utf-8"))
+    except psycopg2.errors.InsufficientPrivilege as error:
+        raise SettingError(lacks_a_right(error)) from None
+
+
+def _require_tables(cursor: Any) -> None:
+    schema = (ROOT / "streaming/sql/schema.sql").read_text(encoding="utf-8")
+    names = re.findall(r"CREATE (?:TABLE IF NOT EXISTS|VIEW) (\w+)", schema)
+    cursor.execute("SELECT name FROM unnest(%s) AS name WHERE to_regclass(name) IS NULL", (names,))
+    missing = ", ".join(name for (name,) in cursor.fetchall())
+    if missing:
+        known = postgres_parameters()
+        raise SettingError(
+            f"the database {known['PGDATABASE']} lacks {missing}, and PGUSER={known['PGUSER']} may not make that: start"
+            " once as the tables' owner, or see docs/security.md, Roles"
+        )

@@ -25,6 +25,7 @@ from pipeline_settings import (
     add_logging_options,
     apply_schema,
     connect_postgres,
+    lacks_a_right,
     moment,
     number,
     postgres_parameters,
@@ -210,6 +211,9 @@ def main() -> int:
         return command(connection, args)
     except KeyboardInterrupt:
         log.info("stopped; what was replayed before is kept")
+        return 1
+    except psycopg2.errors.InsufficientPrivilege as error:
+        log.error("%s", lacks_a_right(error))
         return 1
     except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
         # rolling back over a broken connection fails too: the first of the two errors tells why

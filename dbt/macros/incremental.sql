@@ -9,7 +9,7 @@
 {#- The table of the watermarks. noticed_at: up to when changes of the registry have been taken into account. -#}
 {% macro create_model_watermarks() %}
     {% if execute and flags.WHICH in ('run', 'build', 'test') %}
-        {% do run_query('create schema if not exists intermediate') %}
+        {% do make_schema('intermediate') %}
         {% do run_query(
             'create table if not exists intermediate.model_watermarks ('
             ~ 'relation text primary key, data_clock_at timestamptz, noticed_at timestamptz)'

@@ -18,11 +18,8 @@
     {% endif %}
 {% endmacro %}
 
-{#-
-  The role of the dashboard (streaming/sql/live_views.sql) may read every mart, also those that this run makes anew: a
-  right that is given after the fact would leave a moment without it. Given once, as a grant rewrites the catalogue.
--#}
-{% macro open_marts_to_dashboard() %}
+{#- The table of record_run. -#}
+{% macro create_dbt_runs() %}
     {% if execute and flags.WHICH in ('run', 'build') %}
         create table if not exists intermediate.dbt_runs (
             run_id text primary key,
@@ -33,19 +30,6 @@
             first_error text,
             started_at timestamptz not null,
             ended_at timestamptz not null
-        );
-        create schema if not exists {{ target.schema }};
-        {% set query %}
-            select has_schema_privilege(oid, to_regnamespace('{{ target.schema }}'), 'usage') as may_read
-            from pg_roles
-            where rolname = 'dashboard_read'
-        {% endset %}
-        {% set role = run_query(query).rows %}
-        {% if role and not role[0]['may_read'] %}
-            grant usage on schema {{ target.schema }}, intermediate to dashboard_read;
-            grant select on all tables in schema {{ target.schema }} to dashboard_read;
-            grant select on intermediate.dbt_runs to dashboard_read;
-            alter default privileges in schema {{ target.schema }} grant select on tables to dashboard_read;
-        {% endif %}
+        )
     {% endif %}
 {% endmacro %}

@@ -176,3 +176,12 @@ BEGIN
         CREATE UNIQUE INDEX file_loads_once ON file_loads (sha256, table_name, md5(columns));
     END IF;
 END $$;
+
+-- The pseudonym of each device and household, for the views that analysts read (docs/security.md#analysts). It is an HMAC
+-- whose key never comes here; whoever may read this table needs no key.
+CREATE TABLE IF NOT EXISTS pseudonyms (
+    kind      text NOT NULL CHECK (kind IN ('device', 'household')),
+    id        text NOT NULL,
+    pseudonym text NOT NULL UNIQUE,
+    PRIMARY KEY (kind, id)
+);

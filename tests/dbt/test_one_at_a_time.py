@@ -128,6 +128,18 @@ def test_the_password_may_be_in_a_file(
         runpy.run_path(str(SCRIPT))["main"]()
 
 
+def test_a_key_for_pseudonyms_that_can_be_guessed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main = runpy.run_path(str(SCRIPT))["main"]
+    monkeypatch.setenv("PSEUDONYM_KEY", "secret")
+    with pytest.raises(SystemExit, match="PSEUDONYM_KEY is too short: 32 characters at least"):
+        main()
+    monkeypatch.setenv("PSEUDONYM_KEY", "")
+    monkeypatch.setenv("PSEUDONYM_KEY_FILE", str(tmp_path / "key"))
+    (tmp_path / "key").write_text("\n")
+    with pytest.raises(SystemExit, match=r"PSEUDONYM_KEY_FILE=.*key is empty"):
+        main()
+
+
 def test_plain_runs_at_once_may_fail_and_the_next_run_equals_a_full_refresh(dbt: Any, warehouse: Any) -> None:
     execute(warehouse, MORE_ROWS)
     assert dbt(*BUILD).success
