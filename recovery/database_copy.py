@@ -89,6 +89,8 @@ def server(database: str | None = None) -> Iterator[Any]:
     try:
         connection = connect_postgres(APPLICATION, options=PATIENT, **named)
     except psycopg2.OperationalError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # the callback cannot cancel what is no connection yet
+            raise error.__context__ from None
         settings = ", ".join(postgres_parameters())
         raise ServerError(f"PostgreSQL: {str(error).strip()}. Set {settings}") from None
     with closing(connection):

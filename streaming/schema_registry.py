@@ -162,6 +162,8 @@ class Registry:
             return {}
         reason = " ".join(str(found.get("message", "")).split())[:REASON_CHARACTERS]
         subject = path.split("/")[2]
+        if answer.status_code == 409 and method == "PUT":  # another producer sets it at this moment
+            raise _Unreachable(f"{self._named()} refuses {subject}: {status}: {reason}")
         if answer.status_code == 409:
             raise RegistryError(f"{self._named()} refuses {subject}, its readers would break: {reason}")
         if code is not None:

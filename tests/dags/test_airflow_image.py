@@ -158,7 +158,7 @@ def with_what_it_imports(script: Path) -> set[Path]:
 
 
 def test_everything_that_the_dags_and_what_they_run_import_is_in_the_image() -> None:
-    files = {*(ROOT / "airflow/dags").glob("*.py"), ROOT / "dbt/one_at_a_time.py"}
+    files = {*(ROOT / "airflow/dags").glob("*.py"), *with_what_it_imports(ROOT / "dbt/one_at_a_time.py")}
     files |= with_what_it_imports(ROOT / "streaming/drop_folder.py")
     packages = metadata.packages_distributions()
     there = installed_with(set(pins()))

@@ -68,6 +68,7 @@ def drop(folder: Path, name: str, text: str) -> None:
     os.utime(folder / name, (0, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("airflow_database")
 def test_a_run_loads_what_was_dropped_and_a_backfill_makes_past_days_anew(
     database: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

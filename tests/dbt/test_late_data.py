@@ -7,6 +7,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 import pipeline_settings
 
 Dbt = Callable[..., Any]
@@ -321,6 +323,7 @@ INCREMENTAL = {  # with the moment by which a row belongs to a day
 }
 
 
+@pytest.mark.slow
 def test_a_backfill_makes_the_rows_of_its_days_anew_and_no_others(dbt: Dbt, warehouse: Any) -> None:
     for device, zone in (("lock", "Asia/Kolkata"), ("gate", "America/Los_Angeles"), ("quiet", "Europe/Berlin")):
         register(warehouse, device, f"home of {device}", zone, START)

@@ -25,6 +25,8 @@ from pseudonyms import add_missing
 if TYPE_CHECKING:
     from local_servers.postgres_server import PostgresServer
 
+pytestmark = pytest.mark.slow
+
 KEY = "a key of thirty-two characters!!"
 # printf device:lock-1 | openssl dgst -sha256 -hmac "a key of thirty-two characters!!"
 LOCK_1 = "aaba77bfb0cb35308b907ce90f3ab7ea40229301fd1fd54f719d5a9543f9ab52"

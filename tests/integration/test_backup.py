@@ -192,6 +192,7 @@ def delete_everything_of(topic: str, stream: Stream) -> None:
     admin.close()
 
 
+@pytest.mark.slow
 def test_both_servers_destroyed_come_back_with_all_that_was_in_the_backup(
     make_broker: Callable[..., KafkaBroker],
     make_postgres: Callable[..., PostgresServer],

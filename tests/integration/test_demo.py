@@ -149,6 +149,7 @@ def test_the_demo_says_which_part_died_and_fails(environment: dict[str, str]) ->
     assert not psutil.pid_exists(pid)
 
 
+@pytest.mark.slow
 def test_the_demo_ends_by_itself_after_its_minutes(environment: dict[str, str]) -> None:
     began = time.monotonic()
     with running_demo(environment, "--minutes", "0.1") as demo:
@@ -177,6 +178,7 @@ def first_of_free_ports(count: int) -> int:
         return first
 
 
+@pytest.mark.slow
 def test_a_secured_cluster_works_by_the_lines_that_up_prints(environment: dict[str, str]) -> None:
     watched = environment | {"KAFKA_METRICS_PORT": str(first_of_free_ports(3))}
     monitoring = ["--monitoring"] if can_be_monitored() else []

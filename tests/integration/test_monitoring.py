@@ -210,6 +210,7 @@ def own_stack(servers_folder: Path, request: pytest.FixtureRequest) -> Iterator[
         run("down")
 
 
+@pytest.mark.slow
 def test_the_stack_starts_shows_and_ends_it(own_stack: Callable[..., str]) -> None:
     own_stack("up")
     said = own_stack("up", "--monitoring")

@@ -168,6 +168,7 @@ def migrated_airflow(postgres: PostgresServer, folder: Path) -> Iterator[None]:
         cursor.execute(AIRFLOW_ROWS)
 
 
+@pytest.mark.slow
 def test_every_query_has_an_answer(observed: Observed) -> None:
     pipeline, monitoring, folder = observed.pipeline, observed.monitoring, observed.folder
     port = str(monitoring.ports["consumer"])

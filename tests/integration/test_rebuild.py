@@ -9,6 +9,7 @@ import sys
 import uuid
 from typing import TYPE_CHECKING
 
+import pytest
 from event_stream import Stream
 from running_consumer import ROOT, Database
 
@@ -53,6 +54,7 @@ def send_something_of_everything(stream: Stream) -> None:
     stream.flush()
 
 
+@pytest.mark.slow
 def test_an_empty_postgres_is_rebuilt_from_what_kafka_holds(own_stream: Stream, postgres: PostgresServer) -> None:
     send_something_of_everything(own_stream)
     with own_stream.consumer() as running:
