@@ -100,6 +100,7 @@ def test_the_broker_tells_its_metrics_once_it_has_the_agent(containers: Containe
         assert "kafka_server_replicamanager_underreplicatedpartitions 0.0" in answer.read().decode()
 
 
+@pytest.mark.slow
 def test_the_cluster_keeps_three_copies_and_takes_records_without_one_of_its_brokers(containers: Containers) -> None:
     names = ["kafka-1", "kafka-2", "kafka-3"]
     containers.run("kafka-cluster-id")
@@ -147,6 +148,7 @@ def rights_on(connection: dict[str, Any]) -> set[tuple[str, str, str, str]]:
     return rights(found)
 
 
+@pytest.mark.slow
 def test_the_secured_broker_lets_each_user_do_its_own_and_nobody_else_anything(containers: Containers) -> None:
     containers.run("kafka-secure-certificates")
     authority = containers.path("/etc/kafka/secrets/ca.pem").read_bytes()

@@ -137,6 +137,7 @@ def test_the_demo_ends_in_order_at_ctrl_c_and_balances(environment: dict[str, st
     assert run_stack(environment, "status").returncode == 1
 
 
+@pytest.mark.slow
 def test_the_demo_says_which_part_died_and_fails(environment: dict[str, str]) -> None:
     with running_demo(environment) as demo:
         wait_for_line(demo, "new rows are in the tables after")
