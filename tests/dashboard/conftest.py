@@ -37,6 +37,12 @@ def fleet(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) ->
     postgres.drop_database(name)
 
 
+@pytest.fixture(autouse=True)
+def _fleet_lives_on(request: pytest.FixtureRequest) -> None:
+    if "fleet" in request.fixturenames:
+        request.getfixturevalue("fleet").report_again()
+
+
 @pytest.fixture
 def build(database: dict[str, str], tmp_path: Path) -> Callable[[], None]:
     """Runs dbt on the test's own database."""
