@@ -111,6 +111,7 @@ def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("airflow_database")
 def test_a_failing_model_fails_the_run_and_alerts_once_and_the_next_run_makes_up_for_it(
     database: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, webhook: Any,

@@ -140,6 +140,7 @@ def test_a_key_for_pseudonyms_that_can_be_guessed_is_refused(tmp_path: Path, mon
         main()
 
 
+@pytest.mark.slow
 def test_plain_runs_at_once_may_fail_and_the_next_run_equals_a_full_refresh(dbt: Any, warehouse: Any) -> None:
     execute(warehouse, MORE_ROWS)
     assert dbt(*BUILD).success

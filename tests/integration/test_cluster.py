@@ -114,6 +114,7 @@ def test_any_one_broker_may_be_killed_under_load(
     assert copies(cluster, ["__consumer_offsets"]) == {"__consumer_offsets": {3}}
 
 
+@pytest.mark.slow
 def test_with_two_brokers_down_the_producer_waits_says_why_and_recovers(
     cluster: KafkaCluster, stream: Stream, launch: Launcher, tmp_path: Path
 ) -> None:
