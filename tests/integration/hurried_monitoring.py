@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 from local_servers.monitoring import Monitoring
@@ -20,3 +22,11 @@ class HurriedMonitoring(Monitoring):
         for route in (configuration["route"], *configuration["route"]["routes"]):
             route["group_wait"] = "1s"
         return configuration
+
+
+def wait_for(condition: Callable[[], Any], what: Callable[[], object], timeout: float = 60) -> None:
+    """Until the condition holds; `what` says what was there instead."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.1)

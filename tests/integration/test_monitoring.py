@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import prometheus_client
 import psycopg2
 import pytest
-from hurried_monitoring import HurriedMonitoring
+from hurried_monitoring import HurriedMonitoring, wait_for
 
 import pipeline_metrics
 import pipeline_settings
@@ -103,13 +102,6 @@ class Watched:
 def read(url: str) -> Any:
     with urllib.request.urlopen(url, timeout=10) as answer:
         return json.load(answer)
-
-
-def wait_for(condition: Callable[[], Any], what: Callable[[], object], timeout: float = 60) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.1)
 
 
 @contextmanager

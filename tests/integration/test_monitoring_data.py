@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from hurried_monitoring import HurriedMonitoring, wait_for
 from running_consumer import ROOT, Pipeline, get
 
 if TYPE_CHECKING:
@@ -43,13 +43,6 @@ VALUES ('SchedulerJob', 'running', now() - interval '3 seconds'), ('SchedulerJob
        ('DagProcessorJob', 'running', now() - interval '4 seconds');
 """
 FLEET = ("--households", "4", "--malformed-share", "0.02", "--duplicate-share", "0.02")
-
-
-def wait_for(condition: Callable[[], Any], what: Callable[[], Any], timeout: float = 40) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.2)
 
 
 @contextmanager
@@ -85,7 +78,6 @@ class Observed:
     """The pipeline's real processes and what watches them, on free ports."""
 
     def __init__(self, broker: KafkaBroker, postgres: PostgresServer, folder: Path) -> None:
-        from hurried_monitoring import HurriedMonitoring
 
         from local_servers import free_port
         from local_servers.monitoring import PORTS
