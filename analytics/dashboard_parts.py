@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -155,6 +156,17 @@ def tile(
     row.metric(label, value, note, delta_color=tone, delta_arrow=arrow, help=help, border=True, height="stretch")
 
 
+FIRST_PAINT_S = 0.15
+
+
+def numbers_first() -> None:
+    """Before a page's first table or chart: the browser draws at once what arrives at once, and a new visitor would
+    wait for the charts' and tables' own programs before seeing the first number."""
+    if not st.session_state.get("numbers drawn"):
+        st.session_state["numbers drawn"] = True
+        time.sleep(FIRST_PAINT_S)
+
+
 # --- tables ---
 
 
@@ -170,6 +182,7 @@ def show_table(
     if rows.empty:
         st.caption(empty)
         return
+    numbers_first()
     # a selection is a row's number: where the rows are others it must not stay
     key = f"table {name} {hash(tuple(map(str, rows.iloc[:, 0])))}"
     selection: Any = st.dataframe(
@@ -270,5 +283,6 @@ def on_click(chart: Any, fields: Sequence[str], key: str, alt_text: str, act: Ca
         if chosen:
             act(chosen[0])
 
+    numbers_first()
     pick = alt.selection_point(name="clicked", fields=list(fields))
     st.altair_chart(chart.add_params(pick), key=key, on_select=clicked, selection_mode="clicked", alt=alt_text)

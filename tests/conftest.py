@@ -28,6 +28,13 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What goes to one of several processes together: a file; and all of the dashboard, whose fleet is dear to make."""
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder == "dashboard" else item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def servers_folder() -> Iterator[Path]:
     """A folder that PostgreSQL's account can reach when root runs the tests; pytest's own temporary folders are not."""
@@ -46,9 +53,15 @@ def kafka(servers_folder: Path) -> Iterator[KafkaBroker]:
 
 @pytest.fixture(scope="session")
 def postgres(servers_folder: Path) -> Iterator[PostgresServer]:
-    """The session's server. A test that stops it makes its own with `make_postgres`."""
+    """The session's server. A test that stops it makes its own with `make_postgres`.
+
+    A login costs 15 ms of hashing by default, and the tests log in thousands of times.
+    """
     with ExitStack() as ended_later:
-        yield _postgres_maker(servers_folder, ended_later)()
+        server = _postgres_maker(servers_folder, ended_later)(settings={"scram_iterations": "1"})
+        with closing(server.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute(f"ALTER ROLE {server.user} PASSWORD '{server.password}'")
+        yield server
 
 
 @pytest.fixture

@@ -132,6 +132,7 @@ def show(view: View) -> None:
         )
     parts.tile(tiles, "Silent at the last run", f"{silent:,}")
 
+    parts.numbers_first()
     show_days(view)
     left, right = st.columns(2)
     with left:

@@ -140,6 +140,7 @@ def show_one(view: View, device_id: str) -> None:
     st.caption(" · ".join(str(device[name]) for name in FACTS if device[name]))
     show_tiles(view, device)
     since_until = {"device_id": device_id, "since": view.parameters()["since"], "until": view.until}
+    parts.numbers_first()
     show_states(view, device, stored(STATES, **since_until))
     health = stored(HEALTH, **since_until)
     left, right = st.columns(2)

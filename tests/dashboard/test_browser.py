@@ -175,10 +175,11 @@ def test_who_only_looks_sees_the_page_anew_each_minute(visitor: Callable[..., Vi
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_names_and_contrast_are_those_that_axe_asks_for(visitor: Callable[..., Visitor], scheme: str) -> None:
     page = visitor(scheme=scheme)
+    rules = {"runOnly": ["color-contrast"]} if scheme == "dark" else {}  # all else is the same in both
     found = []
     for path in ("/", *(f"/{name}" for name in PAGES[1:]), "/devices?device=left-open"):
         page.open(path)
-        report = Axe().run(page.page, options={"resultTypes": ["violations"]}).response
+        report = Axe().run(page.page, options={"resultTypes": ["violations"], **rules}).response
         found += [(path, fault["id"], fault["nodes"][0]["html"][-150:]) for fault in report["violations"]]
     assert found == []
 

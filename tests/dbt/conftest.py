@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from dbt.cli.main import dbtRunner, dbtRunnerResult
+from dbt_common.behavior_flags import BehaviorFlagRendered
 
 import pipeline_settings
 
@@ -54,6 +55,8 @@ def dbt(
     quiet = {"DBT_LOG_LEVEL_FILE": "none", "DBT_LOG_PATH": tmp_path}
     for name, value in {**database, **folders, **quiet, "DBT_SCHEMA": "marts"}.items():
         monkeypatch.setenv(name, str(value))
+    # each run asks for the module that calls it, 46 times, which takes half a second where so many are loaded
+    monkeypatch.setattr(BehaviorFlagRendered, "_default_source", staticmethod(lambda: "dbt"))
     if not parsed_project:
         parsed = dbtRunner().invoke(["--quiet", "parse"])
         assert parsed.success, parsed.exception

@@ -177,6 +177,7 @@ def test_a_late_report_splits_a_silence_and_many_end_it(dbt: Dbt, warehouse: Any
     assert_equals_full_refresh(dbt, warehouse)
 
 
+@pytest.mark.slow
 def test_an_open_door_of_a_silent_device_is_unknown_until_its_close_arrives(dbt: Dbt, warehouse: Any) -> None:
     state = (
         "SELECT status, state, is_online FROM marts.fct_open_sessions JOIN marts.rpt_device_current USING (device_id)"
@@ -208,6 +209,7 @@ def test_a_transaction_that_commits_after_a_run_that_saw_younger_rows_is_not_mis
     assert rows(warehouse, devices) == [("lock",), ("slow lock",)]
 
 
+@pytest.mark.slow
 def test_a_household_that_changes_its_time_zone_takes_its_whole_history_with_it(dbt: Dbt, warehouse: Any) -> None:
     for device_id, home in (("lock", "mine"), ("neighbour", "next door")):
         register(warehouse, device_id, home, "Europe/Berlin", START)
@@ -249,6 +251,7 @@ def test_an_event_keeps_the_household_and_the_version_that_its_device_had(dbt: D
     assert_equals_full_refresh(dbt, warehouse)
 
 
+@pytest.mark.slow
 def test_days_of_23_and_25_hours_and_the_doubled_hour_are_right(dbt: Dbt, warehouse: Any) -> None:
     register(warehouse, "berlin", "b", "Europe/Berlin", START - timedelta(days=9))
     register(warehouse, "new york", "n", "America/New_York", START - timedelta(days=9))
@@ -272,6 +275,7 @@ def test_days_of_23_and_25_hours_and_the_doubled_hour_are_right(dbt: Dbt, wareho
     assert {hour.minute for (hour,) in rows(warehouse, "SELECT hour_starts_at FROM marts.fct_access_hourly")} == {0, 15}
 
 
+@pytest.mark.slow
 def test_the_day_on_which_clocks_go_forward_has_23_hours(dbt: Dbt, warehouse: Any) -> None:
     register(warehouse, "berlin", "b", "Europe/Berlin", START - timedelta(days=9))
     for hour in range(96):

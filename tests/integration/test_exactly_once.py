@@ -6,17 +6,23 @@ import random
 import signal
 import time
 
+import pytest
 from event_stream import Launcher, Stream, metric, stop, wait_until
 from running_consumer import Consumer, get
 
 from local_servers import free_port
 
+pytestmark = pytest.mark.alone
 
-def test_twenty_kills_at_random_instants_lose_nothing_and_double_nothing(stream: Stream, launch: Launcher) -> None:
-    instants = random.Random(20)
+
+@pytest.mark.parametrize("kills", [8, pytest.param(30, marks=pytest.mark.slow)])
+def test_kills_at_random_instants_lose_nothing_and_double_nothing(
+    stream: Stream, launch: Launcher, kills: int
+) -> None:
+    instants = random.Random(kills)
     settings = {"CONSUMER_INSTANCE_ID": "one", "BATCH_SIZE": "40"}  # a static member's successor need not wait
     with stream.load(rate=1000):
-        for _ in range(20):
+        for _ in range(kills):
             running = launch(stream, **settings)
             stream.wait_for_progress(running)
             time.sleep(instants.uniform(0.05, 1.0))

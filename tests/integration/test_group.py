@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from event_stream import Launcher, Stream, stop, wait_until
 from running_consumer import Consumer, get
 
 from local_servers import free_port
+
+pytestmark = pytest.mark.alone
 
 
 def owned(running: Consumer) -> set[str]:

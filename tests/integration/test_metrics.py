@@ -88,6 +88,7 @@ def scraped(port: int) -> dict[str, dict[tuple[str, ...], float]]:
     return found
 
 
+@pytest.mark.alone
 def test_a_consumers_metrics_agree_with_the_ledger(pipeline: Pipeline) -> None:
     port, twin = free_port(), event()
     for value in (event(), twin, twin, event(event_type="ajar"), b"{"):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 # a broker that ends leaves kafka-python with sockets that it forgets to close
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+pytestmark = [pytest.mark.alone, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
 
 
 @pytest.fixture(scope="module")

@@ -118,6 +118,7 @@ def test_same_keys_go_where_kafkas_own_partitioner_sends_them(kafka: KafkaBroker
     assert ours == theirs
 
 
+@pytest.mark.alone
 def test_the_rate_of_a_live_stream_holds_within_a_percent(kafka: KafkaBroker) -> None:
     began = time.time() * 1000
     before = offsets(kafka)
@@ -188,6 +189,7 @@ def test_what_was_not_acknowledged_is_reported_as_failed(make_broker: Callable[.
     assert summary["failed"] == summary["sent"] - summary["acknowledged"] > 0
 
 
+@pytest.mark.alone
 def test_transactions_become_visible_by_the_second_and_are_counted_when_committed(kafka: KafkaBroker) -> None:
     before = offsets(kafka)
     arguments = ("--rate", "3", "--duration", "0.05", "--transactional-id", "test-commits", *CLEAN)
