@@ -8,6 +8,7 @@ from typing import Any
 import psycopg2.errors
 import pytest
 import yaml
+from analysts_columns import shown_and_left_out
 
 import pipeline_settings
 from sink import TRANSACTION_TIMEOUT_S
@@ -96,3 +97,11 @@ def test_the_marts_carry_their_descriptions_into_the_database(dbt: Dbt, warehous
 def test_a_run_reads_again_at_least_what_a_slow_writer_may_commit_behind_it() -> None:
     project = yaml.safe_load((pipeline_settings.ROOT / "dbt/dbt_project.yml").read_text())
     assert project["vars"]["overlap_seconds"] >= TRANSACTION_TIMEOUT_S
+
+
+def test_of_each_column_of_each_mart_somebody_has_decided_what_analysts_see() -> None:
+    columns = {}
+    for file in (pipeline_settings.ROOT / "dbt/models/marts").glob("[!_]*.yml"):
+        for model in yaml.safe_load(file.read_text())["models"]:
+            columns[model["name"]] = {column["name"] for column in model["columns"]}
+    assert {mart: set(shown) | set(left_out) for mart, (shown, left_out) in shown_and_left_out().items()} == columns

@@ -16,9 +16,7 @@ pytestmark = pytest.mark.alone
 
 
 @pytest.mark.parametrize("kills", [8, pytest.param(30, marks=pytest.mark.slow)])
-def test_kills_at_random_instants_lose_nothing_and_double_nothing(
-    stream: Stream, launch: Launcher, kills: int
-) -> None:
+def test_kills_at_random_instants_lose_nothing_and_double_nothing(stream: Stream, launch: Launcher, kills: int) -> None:
     instants = random.Random(kills)
     settings = {"CONSUMER_INSTANCE_ID": "one", "BATCH_SIZE": "40"}  # a static member's successor need not wait
     with stream.load(rate=1000):
