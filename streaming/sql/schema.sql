@@ -185,3 +185,24 @@ CREATE TABLE IF NOT EXISTS pseudonyms (
     pseudonym text NOT NULL UNIQUE,
     PRIMARY KEY (kind, id)
 );
+
+-- What the sweeps have removed of each device (docs/retention.md): its raw rows from swept_from (the oldest that was
+-- there, by the hour) up to before horizon are gone, but for those of pinned files. Written with each deletion.
+CREATE TABLE IF NOT EXISTS device_horizons (
+    stream     text        NOT NULL CHECK (stream IN ('events', 'health')),
+    device_id  text        NOT NULL,
+    swept_from timestamptz NOT NULL,
+    horizon    timestamptz NOT NULL,
+    PRIMARY KEY (stream, device_id)
+) WITH (fillfactor = 50);
+
+-- The audit: one line for each sweep, also for one that found nothing. `deleted` grows in the transactions that delete.
+CREATE TABLE IF NOT EXISTS sweeps (
+    sweep_id          bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    retention_days    integer     NOT NULL,
+    cutoff            timestamptz NOT NULL,  -- of raw rows, dead letters, and what follows the raw rows in the marts
+    aggregates_cutoff timestamptz,  -- of hours and days; so far, while it is at work; NULL where there are no marts
+    deleted           jsonb       NOT NULL DEFAULT '{}',  -- rows by table
+    started_at        timestamptz NOT NULL DEFAULT now(),
+    ended_at          timestamptz  -- NULL: at work, or stopped; the next one goes on
+) WITH (fillfactor = 50);
