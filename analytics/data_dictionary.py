@@ -57,7 +57,9 @@ ENDING = """\
    primary key (of a view: a `unique` test), `not_null`, `accepted_values` and `relationships` where they hold.
 4. Never ask for `now()`: what depends on the present takes `int_data_clock`, so that a rerun gives the same rows.
 5. If it grows with the history, make it incremental as `fct_access_hourly` is: `replace_touched`, the hooks `begin_run`
-   and `remember_run`, a column `source_ingested_at`. Else a table, or a view where it only puts rows together.
+   and `remember_run`, a column `source_ingested_at`, and `with_vanished` with what of it cannot be computed any more
+   once retention has removed the raw rows (`dbt/macros/retention.sql`). Else a table, or a view where it only puts rows
+   together.
 6. Compute it a second time in Python in `tests/dbt/recomputation.py`: the tests hold the two equal, row for row, after
    late events, after changes of the registry, and after a full refresh.
 7. If the dashboard reads it, add it to `dbt/models/marts/_exposures.yml`.
