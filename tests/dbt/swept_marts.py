@@ -25,6 +25,8 @@ class Memory:
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[Any, Row]] = {"events": {}, "reports": {}}
+        # what was swept may be delivered once more, and is a row then
+        self._arrivals: dict[str, dict[Any, Row]] = {"events": {}, "reports": {}}
         self._came_late: set[Any] = (
             set()
         )  # into what had been swept by then: of no account for hours, days and sequences
@@ -38,9 +40,8 @@ class Memory:
         self._take_in(inputs)
         self._look_at_horizons(warehouse)
         there = _Marts(inputs)
-        ever = {name: self._in_order(name, late=True) for name in self._rows}
-        counted = {name: self._in_order(name, late=False) for name in self._rows}
-        all_marts = Marts({**inputs, **ever})
+        counted = {name: self._counted(name) for name in self._rows}
+        all_marts = Marts({**inputs, **{name: list(rows.values()) for name, rows in self._arrivals.items()}})
         unswept = Marts({**inputs, **counted})
         unswept.clock = all_marts.clock
         expected: Rows = {"dim_devices": there.dim_devices, "dim_households": there.dim_households}
@@ -63,6 +64,7 @@ class Memory:
         for name, known in self._rows.items():
             for row in inputs[name]:
                 key = _identity(row)
+                self._arrivals[name][key, row["ingested_at"]] = row
                 if key not in known:
                     known[key] = row
                     horizon = self._horizons.get((STREAMS[name], row["device_id"]))
@@ -76,8 +78,8 @@ class Memory:
         [sweeps] = read(warehouse, "SELECT max(aggregates_cutoff) AS cutoff FROM sweeps")
         self._aggregates_cutoff = sweeps["cutoff"] or self._aggregates_cutoff
 
-    def _in_order(self, name: str, late: bool) -> list[Row]:
-        rows = [row for key, row in self._rows[name].items() if late or key not in self._came_late]
+    def _counted(self, name: str) -> list[Row]:
+        rows = [row for key, row in self._rows[name].items() if key not in self._came_late]
         return sorted(rows, key=lambda row: (row["device_id"], row["at"], str(row.get("event_id"))))
 
     # What was swept

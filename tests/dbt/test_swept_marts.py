@@ -183,7 +183,7 @@ def test_no_silence_reaches_from_pinned_history_over_what_was_swept(dbt: Dbt, wa
     assert (line["swept_from"], line["horizon"]) == (day[5], horizon)
     # into what was there as a whole, into what was swept, and what is newest
     send(warehouse, "lock", every(30, day[2], 3), file=pinned_file)
-    send(warehouse, "lock", every(30, day[5] + HOUR, 3), file=pinned_file)
+    send(warehouse, "lock", every(30, day[5] + minute / 4, 3), file=pinned_file)
     send(warehouse, "lock", every(30, day[21], 3))
     run(dbt)
     after = [tuple(row.values()) for row in read(warehouse, silences)]
