@@ -25,7 +25,7 @@ from psycopg2 import sql
 
 from pipeline_settings import ROOT
 from sink import is_outage
-from sweep_parts import FEWEST_HOUSEHOLDS, FLEET_DAYS, SMALL_FLEET_HOURS, Part, mart_parts, public_parts
+from sweep_parts import FLEET, Part, fleet_statements, mart_parts, public_parts
 
 log = logging.getLogger("sweep")
 
@@ -44,32 +44,6 @@ SESSION = (
 BEGIN = """
 INSERT INTO sweeps (retention_days, cutoff, aggregates_cutoff, deleted)
 SELECT %s, %s, max(aggregates_cutoff), %s FROM sweeps RETURNING sweep_id"""
-BATCH = """
-WITH gone AS (
-    DELETE FROM {table} AS t {using} WHERE t.ctid >= %(low)s::tid AND t.ctid < %(high)s::tid AND {where}
-    RETURNING {returned}
-){noted}
-UPDATE sweeps
-SET deleted = deleted || jsonb_build_object(%(name)s, coalesce((deleted ->> %(name)s)::bigint, 0) + counted.rows)
-FROM (SELECT count(*) AS rows FROM gone) AS counted
-WHERE sweep_id = %(sweep)s AND counted.rows > 0
-RETURNING counted.rows"""
-NOTED = """, noted AS (
-    INSERT INTO device_horizons AS known (stream, device_id, swept_from, horizon)
-    SELECT {stream}, device_id, date_trunc('hour', min(at), 'UTC'), max(horizon) FROM gone GROUP BY device_id
-    ON CONFLICT (stream, device_id) DO UPDATE
-    SET swept_from = least(known.swept_from, excluded.swept_from), horizon = greatest(known.horizon, excluded.horizon)
-)"""
-COUNT = """
-SELECT count(DISTINCT t.ctid) FROM {table} AS t{others}
-WHERE t.ctid >= %(low)s::tid AND t.ctid < %(high)s::tid AND {where}"""
-FLEET_DAY = """
-WITH gone AS (DELETE FROM {marts}.fct_fleet_hourly WHERE ctid IN ({small}) RETURNING 1)
-UPDATE sweeps
-SET aggregates_cutoff = greatest(aggregates_cutoff, %(high)s),
-    deleted = deleted || jsonb_build_object(%(name)s, coalesce((deleted ->> %(name)s)::bigint, 0) + counted.rows)
-FROM (SELECT count(*) AS rows FROM gone) AS counted WHERE sweep_id = %(sweep)s
-RETURNING counted.rows"""
 
 
 class AnotherSweep(Exception):
@@ -240,14 +214,14 @@ class _Sweep:
     def _sweep(self, part: Part) -> None:
         size = sql.SQL("SELECT pg_relation_size({}::regclass) / current_setting('block_size')::integer")
         [(pages,)] = self._execute(size.format(sql.Literal(part.identifier.as_string(self._opened()))))
-        statement = self._statement(part)
+        statement = part.counting if self._dry_run else part.deletion
         page = 0
         while page < pages:
             self._breathe()
             began = time.monotonic()
             high = min(pages, page + self._pages)
-            values = {**self._values, "low": f"({page},0)", "high": f"({high},0)", "name": part.table}
-            for (count,) in self._execute(statement, values):
+            pages_of_batch = {"low": f"({page},0)", "high": f"({high},0)"}
+            for (count,) in self._execute(statement, self._values | pages_of_batch):
                 self.deleted[part.table] += count
             took = time.monotonic() - began
             if high - page == self._pages:
@@ -265,37 +239,19 @@ class _Sweep:
             self._unlock_models()
             self._lock_models()
 
-    def _statement(self, part: Part) -> sql.Composed:
-        joined = bool(part.others.as_string(self._opened()))
-        noted = sql.SQL(NOTED).format(stream=sql.Literal(part.stream)) if part.stream else sql.SQL("")
-        returned = sql.SQL("t.device_id, t.{} AS at, h.horizon").format(sql.Identifier(part.time))
-        return sql.SQL(COUNT if self._dry_run else BATCH).format(
-            table=part.identifier,
-            using=sql.SQL("USING {}").format(part.others) if joined else part.others,
-            others=sql.SQL(", {}").format(part.others) if joined else part.others,
-            where=part.where,
-            returned=returned if part.stream else sql.SQL("1"),
-            noted=noted,
-        )
-
     def _sweep_fleet(self) -> None:
         """Day by day, before the devices' hours go by which it is judged."""
-        name = "fct_fleet_hourly"
-        marts = sql.Identifier(self._marts)
-        if not self._execute("SELECT FROM pg_tables WHERE (schemaname, tablename) = (%s, %s)", (self._marts, name)):
+        if not self._execute("SELECT FROM pg_tables WHERE (schemaname, tablename) = (%s, %s)", (self._marts, FLEET)):
             return
-        self.deleted[name] = 0
-        small = sql.SQL(SMALL_FLEET_HOURS).format(marts=marts)
-        counting = sql.SQL("SELECT count(*) FROM ({}) AS small").format(small)
-        statement = counting if self._dry_run else sql.SQL(FLEET_DAY).format(marts=marts, small=small)
-        [(first,)] = self._execute(sql.SQL(FLEET_DAYS).format(marts=marts))
+        self.deleted[FLEET] = 0
+        first_day, statement = fleet_statements(self._marts, self._dry_run)
+        [(first,)] = self._execute(first_day)
         day, end = first or date.max, self._retention.aggregates_cutoff.date()
         while day < end:
             self._breathe()
             low, high = _midnight(day), _midnight(day + timedelta(days=1))
-            values = {**self._values, "low": low, "high": high, "name": name, "fewest": FEWEST_HOUSEHOLDS}
-            [(count,)] = self._execute(statement, values)
-            self.deleted[name] += count
+            [(count,)] = self._execute(statement, {**self._values, "low": low, "high": high})
+            self.deleted[FLEET] += count
             day = high.date()
         if not self._dry_run:
             moved = "UPDATE sweeps SET aggregates_cutoff = greatest(aggregates_cutoff, %(aggregates_cutoff)s)"

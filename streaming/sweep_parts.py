@@ -13,19 +13,60 @@ from psycopg2 import sql
 PINNED = sql.SQL("(SELECT file_load_id FROM file_loads WHERE pinned)")
 
 
+# Together, in one transaction: the rows of some pages, the horizons of their devices, the audit's count
+DELETE = """
+WITH gone AS (
+    DELETE FROM {table} AS t {using} WHERE t.ctid >= %(low)s::tid AND t.ctid < %(high)s::tid AND {where}
+    RETURNING {returned}
+){noted}
+UPDATE sweeps
+SET deleted = deleted || jsonb_build_object({name}, coalesce((deleted ->> {name})::bigint, 0) + counted.rows)
+FROM (SELECT count(*) AS rows FROM gone) AS counted
+WHERE sweep_id = %(sweep)s AND counted.rows > 0
+RETURNING counted.rows"""
+NOTED = """, noted AS (
+    INSERT INTO device_horizons AS known (stream, device_id, swept_from, horizon)
+    SELECT {stream}, device_id, date_trunc('hour', min(at), 'UTC'), max(horizon) FROM gone GROUP BY device_id
+    ON CONFLICT (stream, device_id) DO UPDATE
+    SET swept_from = least(known.swept_from, excluded.swept_from), horizon = greatest(known.horizon, excluded.horizon)
+)"""
+COUNT = """
+SELECT count(DISTINCT t.ctid) FROM {table} AS t{others}
+WHERE t.ctid >= %(low)s::tid AND t.ctid < %(high)s::tid AND {where}"""
+
+
 class Part(NamedTuple):
     """One table's: `others` are joined; `stream` and `time` of a raw table, whose devices' horizons are noted."""
 
     schema: str
     table: str
     where: sql.Composable
-    others: sql.Composable = sql.SQL("")
+    others: sql.Composable | None = None
     stream: str = ""
     time: str = ""
 
     @property
     def identifier(self) -> sql.Identifier:
         return sql.Identifier(self.schema, self.table)
+
+    @property
+    def deletion(self) -> sql.Composed:
+        """Of the pages low <= page < high; the number of rows, or nothing where there was none."""
+        returned = sql.SQL("t.device_id, t.{} AS at, h.horizon").format(sql.Identifier(self.time))
+        return sql.SQL(DELETE).format(
+            table=self.identifier,
+            using=sql.SQL("USING {}").format(self.others) if self.others else sql.SQL(""),
+            where=self.where,
+            returned=returned if self.stream else sql.SQL("1"),
+            noted=sql.SQL(NOTED).format(stream=sql.Literal(self.stream)) if self.stream else sql.SQL(""),
+            name=sql.Literal(self.table),
+        )
+
+    @property
+    def counting(self) -> sql.Composed:
+        """As `deletion`, and it changes nothing."""
+        others = sql.SQL(", {}").format(self.others) if self.others else sql.SQL("")
+        return sql.SQL(COUNT).format(table=self.identifier, others=others, where=self.where)
 
 
 def public_parts() -> list[Part]:
@@ -119,8 +160,8 @@ def mart_parts(marts: str, dry_run: bool) -> list[Part]:
 
 # The fleet's hours stay where five households or more took part, as then they tell nothing of a single one. Judged
 # once, while the devices' hours are still there: aggregates_cutoff moves with it.
-FEWEST_HOUSEHOLDS = 5
-SMALL_FLEET_HOURS = """
+FLEET = "fct_fleet_hourly"
+SMALL_HOURS = """
 SELECT t.ctid FROM {marts}.fct_fleet_hourly AS t
 WHERE t.hour_starts_at >= %(low)s AND t.hour_starts_at < %(high)s AND (
     SELECT count(DISTINCT d.household_id)
@@ -133,7 +174,23 @@ WHERE t.hour_starts_at >= %(low)s AND t.hour_starts_at < %(high)s AND (
         AND (d.version = 1 OR d.valid_from <= hours.hour_starts_at)
         AND (d.valid_to IS NULL OR hours.hour_starts_at < d.valid_to)
     WHERE (hours.hour_starts_at, hours.local_date, hours.local_hour) = (t.hour_starts_at, t.local_date, t.local_hour)
-) < %(fewest)s"""
-FLEET_DAYS = """
+) < 5"""
+DELETE_SMALL_HOURS = """
+WITH gone AS (DELETE FROM {marts}.fct_fleet_hourly WHERE ctid IN ({small}) RETURNING 1)
+UPDATE sweeps
+SET aggregates_cutoff = greatest(aggregates_cutoff, %(high)s),
+    deleted = deleted || jsonb_build_object({name}, coalesce((deleted ->> {name})::bigint, 0) + counted.rows)
+FROM (SELECT count(*) AS rows FROM gone) AS counted
+WHERE sweep_id = %(sweep)s
+RETURNING counted.rows"""
+FIRST_DAY = """
 SELECT (greatest(min(hour_starts_at), (SELECT max(aggregates_cutoff) FROM sweeps)) AT TIME ZONE 'UTC')::date
 FROM {marts}.fct_fleet_hourly"""
+
+
+def fleet_statements(marts: str, dry_run: bool) -> tuple[sql.Composed, sql.Composed]:
+    """Which day is the first to be judged, and what judges the hours low <= hour < high."""
+    names = {"marts": sql.Identifier(marts), "name": sql.Literal(FLEET)}
+    small = sql.SQL(SMALL_HOURS).format(**names)
+    judge = "SELECT count(*) FROM ({small}) AS small" if dry_run else DELETE_SMALL_HOURS
+    return sql.SQL(FIRST_DAY).format(**names), sql.SQL(judge).format(**names, small=small)

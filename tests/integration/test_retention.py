@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import Any
 
 import psycopg2
 import pytest
-from running_consumer import Database
+from event_stream import wait_until
+from running_consumer import ROOT, Database
 
 import sweep as sweeping
+from pipeline_settings import apply_schema
 from sweep import AnotherSweep, Retention, Stopped, sweep
 
 TODAY = date(2026, 3, 31)
@@ -146,11 +155,233 @@ def test_health_reports_go_up_to_a_calm_online_one_before_the_cutoff(warehouse: 
     assert {device: reports_of(warehouse, device) for device in HEALTH} == left
 
 
-def load_number(warehouse: Database, pinned: bool = True) -> int:
-    return int(
-        warehouse.one(
-            "WITH made AS (INSERT INTO file_loads (sha256, table_name, columns, file_name, size_bytes, pinned)"
-            " VALUES (md5(random()::text), 't', '[]', 'f', 1, %s) RETURNING file_load_id) SELECT * FROM made",
-            pinned,
-        )
+def load_number(warehouse: Database, pinned: bool) -> int:
+    warehouse.execute(
+        "INSERT INTO file_loads (sha256, table_name, columns, file_name, size_bytes, pinned)"
+        " VALUES (md5(random()::text), 't', '[]', 'f', 1, %s)",
+        pinned,
     )
+    return int(warehouse.one("SELECT max(file_load_id) FROM file_loads"))
+
+
+OLD = [("open", at(9)), ("close", at(8)), ("open", at(7)), ("close", at(6))]
+
+
+def test_rows_of_a_pinned_file_stay_and_decide_nothing(warehouse: Database) -> None:
+    pinned, other = load_number(warehouse, True), load_number(warehouse, False)
+    put_events(warehouse, "lock", *OLD)
+    put_events(warehouse, "gate", *OLD, load=pinned)
+    put_events(warehouse, "door", *OLD, load=other)
+    put_health(warehouse, "gate", at(9), "+" * 30, load=pinned)
+    put_health(warehouse, "door", at(9), "+" * 30, load=other)
+    assert swept(warehouse, dry_run=True) == swept(warehouse) == {"raw_access_events": 4, "raw_device_health": 29}
+    assert events_of(warehouse, "gate") == OLD
+    assert len(reports_of(warehouse, "gate")) == 30
+    assert warehouse.rows("SELECT stream, device_id FROM device_horizons ORDER BY 1, 2") == [
+        ("events", "door"), ("events", "lock"), ("health", "door"),
+    ]  # fmt: skip
+
+
+def test_a_row_that_comes_late_goes_with_the_next_sweep_and_moves_no_horizon(warehouse: Database) -> None:
+    put_events(warehouse, "lock", *OLD)
+    swept(warehouse)
+    warehouse.execute(
+        "INSERT INTO raw_access_events (event_id, device_id, event_ts, event_type, trigger_source)"
+        " VALUES (uuidv7(), 'lock', %s, 'open', 'app')",
+        at(20, 100),
+    )
+    assert swept(warehouse) == {"raw_access_events": 1}
+    assert events_of(warehouse, "lock") == OLD[2:]
+    assert warehouse.rows("SELECT swept_from, horizon FROM device_horizons") == [(at(20), at(7))]
+
+
+def test_dead_letters_and_minutes_have_their_time(warehouse: Database) -> None:
+    warehouse.execute(
+        "INSERT INTO dead_letters (topic, reason, detail, created_at) SELECT 't', 'r', 'd', at FROM unnest(%s) AS at;"
+        "INSERT INTO ingest_minutes (cluster_id, consumer_group, topic, partition, minute_starts_at)"
+        " SELECT 'c', 'g', 't', 0, at FROM unnest(%s) AS at",
+        [at(0, -1), at(0)],
+        [datetime(2025, 2, 28, tzinfo=UTC) - timedelta(seconds=1), datetime(2025, 2, 28, tzinfo=UTC)],
+    )
+    assert swept(warehouse, dry_run=True) == swept(warehouse) == {"dead_letters": 1, "ingest_minutes": 1}
+    assert warehouse.one("SELECT created_at FROM dead_letters") == CUTOFF
+
+
+def test_thirteen_months_never_end_before_the_days() -> None:
+    assert Retention(30, 13, TODAY).aggregates_cutoff == datetime(2025, 2, 28, tzinfo=UTC)
+    assert Retention(30, 1, TODAY).aggregates_cutoff == datetime(2026, 2, 28, tzinfo=UTC)
+    assert Retention(300, 1, TODAY).aggregates_cutoff == Retention(300, 1, TODAY).cutoff
+
+
+def test_each_sweep_has_its_line_also_one_that_found_nothing(warehouse: Database) -> None:
+    swept(warehouse, dry_run=True)
+    assert warehouse.rows("SELECT FROM sweeps") == []
+    swept(warehouse)
+    put_events(warehouse, "lock", *OLD)
+    swept(warehouse)
+    found = warehouse.rows(
+        "SELECT retention_days, cutoff, aggregates_cutoff, deleted, ended_at IS NOT NULL FROM sweeps ORDER BY sweep_id"
+    )
+    nothing = dict.fromkeys(("raw_access_events", "raw_device_health", "dead_letters", "ingest_minutes"), 0)
+    assert found == [(30, CUTOFF, None, deleted, True) for deleted in (nothing, nothing | {"raw_access_events": 2})]
+
+
+@pytest.fixture
+def many_old_events(warehouse: Database, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Four thousand old sessions of ten devices on some ninety pages, of which each batch is to take one."""
+    for name in ("FIRST_PAGES", "LEAST_PAGES", "MOST_PAGES"):
+        monkeypatch.setattr(sweeping, name, 1)
+    warehouse.execute(
+        "INSERT INTO raw_access_events (event_id, device_id, event_ts, event_type, trigger_source)"
+        " SELECT uuidv7(), 'lock-' || n %% 10, %s + n / 10 * interval '1 hour' + seconds * interval '1 s', kind, 'app'"
+        " FROM generate_series(0, 3999) AS n, (VALUES ('open', 0), ('close', 9)) AS kinds (kind, seconds)",
+        at(99),
+    )
+    return 7980  # but for the last session of each
+
+
+def test_a_sweep_that_is_stopped_has_an_exact_audit_and_the_next_one_goes_on(
+    warehouse: Database, many_old_events: int
+) -> None:
+    stop = threading.Event()
+    told: list[int] = []
+
+    def tell(table: str, page: int, pages: int, gone: int) -> None:
+        told.append(gone)
+        if len(told) == 5:
+            stop.set()
+
+    with pytest.raises(Stopped):
+        swept(warehouse, stop=stop, tell=tell)
+    gone = many_old_events + 20 - warehouse.one("SELECT count(*) FROM raw_access_events")
+    assert warehouse.rows("SELECT (deleted ->> 'raw_access_events')::int, ended_at FROM sweeps") == [(gone, None)]
+    assert 0 < gone == told[-1] < many_old_events
+    assert swept(warehouse) == {"raw_access_events": many_old_events - gone}
+    assert warehouse.one("SELECT count(*) FROM raw_access_events") == 20
+    assert warehouse.one("SELECT count(DISTINCT horizon) FROM device_horizons WHERE horizon > swept_from") == 1
+
+
+def test_a_sweep_goes_on_over_a_connection_that_was_cut(warehouse: Database, many_old_events: int) -> None:
+    cut = iter([False, False, False, True])
+
+    def tell(*_: object) -> None:
+        if next(cut, False):
+            warehouse.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+                           " AND application_name = 'smart-access-sweep' AND datname = current_database()")  # fmt: skip
+
+    assert swept(warehouse, tell=tell) == {"raw_access_events": many_old_events}
+    assert next(cut, None) is None
+    assert warehouse.rows("SELECT (deleted ->> 'raw_access_events')::int, ended_at IS NOT NULL FROM sweeps") == [
+        (many_old_events, True)
+    ]
+
+
+def test_only_one_sweep_is_at_work(warehouse: Database) -> None:
+    def tell(*_: object) -> None:
+        with pytest.raises(AnotherSweep):
+            swept(warehouse)
+
+    put_events(warehouse, "lock", *OLD)
+    assert swept(warehouse, tell=tell) == {"raw_access_events": 2}
+
+
+INGESTION = """
+    INSERT INTO raw_access_events (event_id, device_id, event_ts, event_type, trigger_source)
+    VALUES (uuidv7(), 'lock', now(), 'open', 'app');
+    INSERT INTO raw_device_health (device_id, reported_at, is_online) VALUES ('lock', now(), true);
+    INSERT INTO dead_letters (topic, reason, detail) VALUES ('t', 'r', 'd');
+    INSERT INTO ingest_minutes (cluster_id, consumer_group, topic, partition, minute_starts_at)
+    VALUES ('c', 'g', 't', 0, now())"""
+
+
+def test_nobody_who_writes_waits_for_a_batch(warehouse: Database) -> None:
+    """One is held within its transaction, by the line of a device's horizon, with all that it has locked."""
+    put_events(warehouse, "lock", *OLD)
+    warehouse.execute("INSERT INTO device_horizons VALUES ('events', 'lock', %s, %s)", at(9), at(8))
+    with (
+        ThreadPoolExecutor() as threads,
+        closing(warehouse.connect()) as holder,
+        closing(warehouse.connect()) as writer,
+    ):
+        holder.cursor().execute("SELECT FROM device_horizons FOR UPDATE")
+        sweeping_now = threads.submit(swept, warehouse)
+        waits = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name ~ 'sweep'"
+        wait_until(lambda: warehouse.rows(waits))
+        locks = "SELECT FROM pg_locks WHERE relation = 'raw_access_events'::regclass AND mode = 'RowExclusiveLock'"
+        assert warehouse.rows(locks)
+        with writer, writer.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '100ms'")
+            cursor.execute(INGESTION)
+        with closing(warehouse.connect()) as starting:
+            starting.cursor().execute("SET lock_timeout = '100ms'")
+            apply_schema(starting)
+        holder.rollback()
+        assert sweeping_now.result(30) == {"raw_access_events": 2}
+
+
+def test_new_rows_take_the_place_of_old_ones_and_what_arrived_is_still_found_by_a_few_pages(
+    warehouse: Database, many_old_events: int
+) -> None:
+    def size() -> int:
+        return int(warehouse.one("SELECT pg_relation_size('raw_access_events')"))
+
+    def arrive(count: int) -> None:
+        warehouse.execute(
+            "INSERT INTO raw_access_events (event_id, device_id, event_ts, event_type, trigger_source)"
+            " SELECT uuidv7(), 'lock-' || n %% 10, now(), 'fail', 'app' FROM generate_series(1, %s) AS n",
+            count,
+        )
+
+    def pages_read_for(since: datetime) -> int:
+        """Pages of the table that the index on the arrival time leads to."""
+        with closing(warehouse.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute("SET enable_seqscan = off")
+            query = "EXPLAIN (ANALYZE, FORMAT json) SELECT count(*) FROM raw_access_events WHERE ingested_at > %s"
+            cursor.execute(query, (since,))
+            plan = json.dumps(cursor.fetchone()[0])
+        return int(re.findall(r'"Lossy Heap Blocks": (\d+)', plan)[0])
+
+    warehouse.execute("SELECT brin_summarize_new_values('raw_access_events_ingested_at')")
+    before = size()
+    swept(warehouse)
+    arrive(6000)
+    assert size() == before
+    since = warehouse.one("SELECT clock_timestamp()")
+    arrive(50)
+    pages = before // 8192
+    assert pages > 64  # two ranges of the index, and more
+    assert pages_read_for(since) <= 32 < pages_read_for(since - timedelta(hours=1))
+
+
+def script(warehouse: Database, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "streaming/apply_retention.py", *arguments]
+    env = {**os.environ, **warehouse.environment, **environment}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_without_a_retention_the_script_says_how_to_switch_it_on(warehouse: Database) -> None:
+    put_events(warehouse, "lock", *OLD)
+    with script(warehouse, RETENTION_DAYS="") as off, script(warehouse, "--retention-days", "0") as refused:
+        said, complaints = off.communicate(timeout=60)
+        assert (off.returncode, complaints) == (0, "")
+        assert said.startswith("retention is off, nothing is deleted: set RETENTION_DAYS")
+        assert "must be from 1 to 36500" in refused.communicate(timeout=60)[1]
+        assert refused.returncode == 2
+    assert events_of(warehouse, "lock") == OLD
+
+
+def test_the_script_counts_and_ends_in_order_when_it_is_told_to(warehouse: Database, many_old_events: int) -> None:
+    with script(warehouse, "--dry-run", RETENTION_DAYS="90") as dry:
+        said, _ = dry.communicate(timeout=60)
+        assert said.startswith(f"would go: raw_access_events={many_old_events} before=")
+    # it rests for a hundred times as long as it works
+    with script(warehouse, "--share", "0.01", RETENTION_DAYS="90") as process:
+        wait_until(lambda: warehouse.rows("SELECT FROM sweeps WHERE (deleted ->> 'raw_access_events')::int > 0"))
+        with script(warehouse, RETENTION_DAYS="90") as second:
+            assert "another sweep is at work on this database" in second.communicate(timeout=60)[1]
+            assert second.returncode == 1
+        process.terminate()
+        _, complaints = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "stopped; what is gone is gone, and the next sweep goes on" in complaints
+    assert "Traceback" not in complaints
