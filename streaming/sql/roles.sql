@@ -79,7 +79,7 @@ BEGIN
             ('pipeline_ingest', '{raw_devices,raw_households,ingest_offsets,ingest_minutes,file_loads}', '{UPDATE}'),
             ('pipeline_ingest', '{ingest_ledger}', '{SELECT}'),
             ('pipeline_transform', '{raw_access_events,raw_device_health,raw_devices,raw_households,ingest_minutes,
-              pseudonyms}', '{SELECT}'),
+              device_horizons,sweeps,pseudonyms}', '{SELECT}'),
             ('pipeline_transform', '{pseudonyms}', '{INSERT}'),
             ('pipeline_maintain', '{raw_access_events,raw_device_health,dead_letters,ingest_minutes}',
              '{SELECT,DELETE,MAINTAIN}'),
