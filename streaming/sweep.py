@@ -129,8 +129,10 @@ class _Sweep:
         self.deleted: dict[str, int] = {}
 
     def run(self) -> None:
-        of_public = self._there(public_parts())
-        of_marts = self._there(mart_parts(self._marts, self._dry_run))
+        tables = set(self._execute("SELECT schemaname, tablename FROM pg_tables"))
+        of_public = public_parts()
+        of_marts = [part for part in mart_parts(self._marts, self._dry_run) if (part.schema, part.table) in tables]
+        has_fleet = (self._marts, FLEET) in tables
         self.deleted = {part.table: 0 for part in of_public + of_marts}
         if not self._dry_run:
             retention = self._retention
@@ -141,7 +143,8 @@ class _Sweep:
         self._vacuum(of_public)
         if of_marts:
             self._lock_models()
-            self._sweep_fleet()
+            if has_fleet:
+                self._sweep_fleet()
             for part in of_marts:
                 self._sweep(part)
             self._unlock_models()
@@ -207,10 +210,6 @@ class _Sweep:
 
     # --- the work ---
 
-    def _there(self, parts: list[Part]) -> list[Part]:
-        found = set(self._execute("SELECT schemaname, tablename FROM pg_tables"))
-        return [part for part in parts if (part.schema, part.table) in found]
-
     def _sweep(self, part: Part) -> None:
         size = sql.SQL("SELECT pg_relation_size({}::regclass) / current_setting('block_size')::integer")
         [(pages,)] = self._execute(size.format(sql.Literal(part.identifier.as_string(self._opened()))))
@@ -241,8 +240,6 @@ class _Sweep:
 
     def _sweep_fleet(self) -> None:
         """Day by day, before the devices' hours go by which it is judged."""
-        if not self._execute("SELECT FROM pg_tables WHERE (schemaname, tablename) = (%s, %s)", (self._marts, FLEET)):
-            return
         self.deleted[FLEET] = 0
         first_day, statement = fleet_statements(self._marts, self._dry_run)
         [(first,)] = self._execute(first_day)

@@ -102,19 +102,26 @@ EVENTS_OF_HOUR = (
 
 def mart_parts(marts: str, dry_run: bool) -> list[Part]:
     """In an order in which no row is left without what it refers to."""
+    # of a dry run: the raw rows that would stay
+    staying = {
+        stream: sql.SQL(" AND (r.file_load_id IN {pinned} OR r.{time} >= h.horizon)").format(
+            pinned=PINNED, time=sql.Identifier(time)
+        )
+        for stream, time in (("events", "event_ts"), ("health", "reported_at"))
+    }
 
     def follows(schema: str, table: str, stream: str, time: str, raw: str, key: str = "") -> Part:
         # The horizon within, and the offset: looked up only for rows that pass all else, one by one in the raw table's
         # key; as a join it might be read as a whole for each batch
         where = sql.SQL(
             "h.stream = {stream} AND h.device_id = t.device_id AND t.{time} < h.horizon AND t.{time} < %(cutoff)s"
-            f" AND NOT EXISTS ({raw}{{going}} AND t.{{time}} < h.horizon OFFSET 0)"
+            f" AND NOT EXISTS ({raw}{{staying}} AND t.{{time}} < h.horizon OFFSET 0)"
         ).format(
             stream=sql.Literal(stream),
             time=sql.Identifier(time),
             key=sql.Identifier(key or time),
             marts=sql.Identifier(marts),
-            going=sql.SQL(" AND r.file_load_id IN {}").format(PINNED) if dry_run else sql.SQL(""),
+            staying=staying[stream] if dry_run else sql.SQL(""),
         )
         return Part(schema, table, where, sql.SQL("horizons AS h"))
 

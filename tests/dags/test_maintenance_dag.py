@@ -34,6 +34,7 @@ def test_the_page_in_the_ui_tells_of_every_task_and_setting() -> None:
     assert {name for name in names if f"`{name}`" not in dag.doc_md} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("airflow_database")
 def test_a_run_deletes_what_is_too_old(
     database: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
