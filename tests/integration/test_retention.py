@@ -98,6 +98,9 @@ EVENTS = {
     "a failure as its session begins": (
         [("open", at(9)), ("close", at(8)), ("open", at(7)), ("close", at(6)), ("fail", at(5)), ("open", at(5))], 2,
     ),
+    "opened again the moment it was closed": (
+        [("open", at(9)), ("close", at(8)), ("open", at(8)), ("open", at(7)), ("close", at(-1))], 0,
+    ),
     "only failures, in two bursts": ([("fail", at(9)), ("fail", at(9, 599)), ("fail", at(2)), ("fail", at(2, 600))], 2),
     "a burst across the cutoff": ([("fail", at(9)), ("fail", at(0, -500)), ("fail", at(0, 1))], 1),
     "never opened, closed, failed since": ([("fail", at(9)), ("close", at(8)), ("fail", at(7))], 1),
@@ -385,3 +388,22 @@ def test_the_script_counts_and_ends_in_order_when_it_is_told_to(warehouse: Datab
     assert process.returncode == 1
     assert "stopped; what is gone is gone, and the next sweep goes on" in complaints
     assert "Traceback" not in complaints
+
+
+def test_tables_that_exist_already_get_what_a_sweep_needs(warehouse: Database) -> None:
+    def columns() -> list[Any]:
+        return warehouse.rows(
+            "SELECT table_name, column_name, data_type, column_default, is_nullable FROM information_schema.columns"
+            " WHERE table_schema = 'public' ORDER BY table_name, ordinal_position"
+        )
+
+    fresh = columns()
+    put_events(warehouse, "lock", *OLD)
+    for table, column in (("raw_access_events", "file_load_id"), ("raw_device_health", "file_load_id"),
+                          ("dead_letters", "file_load_id"), ("file_loads", "pinned")):  # fmt: skip
+        warehouse.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    warehouse.execute("DROP TABLE device_horizons, sweeps")
+    with closing(warehouse.connect()) as connection:
+        apply_schema(connection)
+    assert columns() == fresh
+    assert swept(warehouse) == {"raw_access_events": 2}
