@@ -38,7 +38,8 @@ from pipeline_settings import (
     postgres_parameters,
     set_up_logging,
 )
-from sweep import AnotherSweep, Retention, Stopped, Tell, sweep
+from sweep import AnotherSweep, Stopped, Tell, sweep
+from sweep_parts import Retention
 
 log = logging.getLogger("sweep")
 

@@ -12,11 +12,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from calendar import monthrange
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from contextlib import ExitStack, closing, suppress
+from datetime import date, timedelta
 from typing import Any
 
 import psycopg2
@@ -25,7 +23,7 @@ from psycopg2 import sql
 
 from pipeline_settings import ROOT
 from sink import is_outage
-from sweep_parts import FLEET, Part, fleet_statements, mart_parts, public_parts
+from sweep_parts import FLEET, Part, Retention, fleet_statements, mart_parts, midnight, public_parts
 
 log = logging.getLogger("sweep")
 
@@ -52,30 +50,6 @@ class AnotherSweep(Exception):
 
 class Stopped(Exception):
     """Asked to stop between two batches."""
-
-
-@dataclass(frozen=True)
-class Retention:
-    """days: of raw rows and what follows them; months: of devices' hours and days."""
-
-    days: int
-    months: int
-    today: date
-
-    @property
-    def cutoff(self) -> datetime:
-        return _midnight(self.today - timedelta(days=self.days))
-
-    @property
-    def aggregates_cutoff(self) -> datetime:
-        """Never after the other: hours whose raw rows are there would come back."""
-        year, month = divmod(self.today.year * 12 + self.today.month - 1 - self.months, 12)
-        day = min(self.today.day, monthrange(year, month + 1)[1])
-        return min(self.cutoff, _midnight(date(year, month + 1, day)))
-
-
-def _midnight(day: date) -> datetime:
-    return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
 Tell = Callable[[str, int, int, int], object]  # table, pages done, its pages, rows gone
@@ -181,18 +155,23 @@ class _Sweep:
     def _opened(self) -> Any:
         """A connection that holds the sweep's lock and has the horizons."""
         if self._connection is None or self._connection.closed:
-            self._connection = self._connect(options=SESSION)
-            self._connection.autocommit = True
-            with self._connection.cursor() as cursor:
-                cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", LOCK)
-                if not cursor.fetchone()[0]:
-                    raise AnotherSweep
-                log.info("looking for each device's horizon before %s", self._retention.cutoff.date())
-                horizons = (ROOT / "streaming/sql/horizons.sql").read_text(encoding="utf-8")
-                cursor.execute(horizons, self._values)
+            with ExitStack() as closed_on_failure:
+                connection = closed_on_failure.enter_context(closing(self._connect(options=SESSION)))
+                self._prepare(connection)
+                closed_on_failure.pop_all()
+            self._connection = connection
             if self._with_models_lock:
                 self._lock_models()
         return self._connection
+
+    def _prepare(self, connection: Any) -> None:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", LOCK)
+            if not cursor.fetchone()[0]:
+                raise AnotherSweep
+            log.info("looking for each device's horizon before %s", self._retention.cutoff.date())
+            cursor.execute((ROOT / "streaming/sql/horizons.sql").read_text(encoding="utf-8"), self._values)
 
     def _lock_models(self) -> None:
         [(taken,)] = self._execute("SELECT pg_try_advisory_lock(%s, %s)", MODELS_LOCK)
@@ -246,7 +225,7 @@ class _Sweep:
         day, end = first or date.max, self._retention.aggregates_cutoff.date()
         while day < end:
             self._breathe()
-            low, high = _midnight(day), _midnight(day + timedelta(days=1))
+            low, high = midnight(day), midnight(day + timedelta(days=1))
             [(count,)] = self._execute(statement, {**self._values, "low": low, "high": high})
             self.deleted[FLEET] += count
             day = high.date()

@@ -1,4 +1,4 @@
-"""What a sweep deletes, table by table: conditions on a row `t` and its device's line `h` of the horizons.
+"""What a sweep deletes, table by table, and of how old: conditions on a row `t` and its device's line `h` of the horizons.
 
 A row of the marts that follows raw rows goes when the raw row that it begins with is gone. Hours and days stay longer,
 and go only where their raw rows are gone: what the models can compute anew, they would make again.
@@ -6,9 +6,37 @@ and go only where their raw rows are gone: what the models can compute anew, the
 
 from __future__ import annotations
 
+from calendar import monthrange
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
 
 from psycopg2 import sql
+
+
+@dataclass(frozen=True)
+class Retention:
+    """days: of raw rows and what follows them; months: of devices' hours and days."""
+
+    days: int
+    months: int
+    today: date
+
+    @property
+    def cutoff(self) -> datetime:
+        return midnight(self.today - timedelta(days=self.days))
+
+    @property
+    def aggregates_cutoff(self) -> datetime:
+        """Never after the other: hours whose raw rows are there would come back."""
+        year, month = divmod(self.today.year * 12 + self.today.month - 1 - self.months, 12)
+        day = min(self.today.day, monthrange(year, month + 1)[1])
+        return min(self.cutoff, midnight(date(year, month + 1, day)))
+
+
+def midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
 
 PINNED = sql.SQL("(SELECT file_load_id FROM file_loads WHERE pinned)")
 

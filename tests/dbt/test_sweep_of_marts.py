@@ -17,7 +17,8 @@ import pytest
 
 import pipeline_settings
 import sweep as sweeping
-from sweep import MODELS_LOCK, Retention, sweep
+from sweep import MODELS_LOCK, sweep
+from sweep_parts import Retention
 
 # Days before 2026-03-01, the cutoff, of whose hours the last 13 months before 2026-03-31 stay
 TODAY = Retention(days=30, months=13, today=date(2026, 3, 31))

@@ -16,7 +16,8 @@ from event_stream import event_id
 from running_consumer import ROOT
 
 from contracts import DEVICES, EVENTS, HEALTH
-from sweep import Retention, sweep
+from sweep import sweep
+from sweep_parts import Retention
 
 if TYPE_CHECKING:
     from event_stream import Stream

@@ -22,7 +22,8 @@ from running_consumer import ROOT, Database
 
 import sweep as sweeping
 from pipeline_settings import apply_schema
-from sweep import AnotherSweep, Retention, Stopped, sweep
+from sweep import AnotherSweep, Stopped, sweep
+from sweep_parts import Retention
 
 TODAY = date(2026, 3, 31)
 CUTOFF = datetime(2026, 3, 1, tzinfo=UTC)
