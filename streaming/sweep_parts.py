@@ -1,4 +1,4 @@
-"""What a sweep deletes, table by table, and of how old: conditions on a row `t` and its device's line `h` of the horizons.
+"""What a sweep deletes, table by table: conditions on a row `t` and on its device's line `h` of the horizons.
 
 A row of the marts that follows raw rows goes when the raw row that it begins with is gone. Hours and days stay longer,
 and go only where their raw rows are gone: what the models can compute anew, they would make again.
