@@ -161,8 +161,8 @@ def main() -> None:
                 cursor.execute("CHECKPOINT")
             print(f"{args.rows:,} rows, {args.old:,} of them to go; now the topic", flush=True)
             with running_broker(folder / "kafka") as broker:
-                # what a consumer takes beyond its records until it is stopped is spare
-                fill(broker, "plain", 5 * args.records + 300_000)
+                # a consumer takes some beyond its records until it is stopped
+                fill(broker, "plain", 6 * args.records)
                 measure(args, folder, broker, postgres, connection)
         finally:
             postgres.stop()
