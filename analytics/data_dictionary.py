@@ -40,10 +40,11 @@ data clock, the arrival of the newest event or health report, and not of the mac
 
 AFTER_TOPICS = """\
 Every raw table also has `extra` (jsonb: the record's fields that the contract does not know; NULL if none),
-`kafka_partition` and `kafka_offset` (where the record was read; NULL for a row from elsewhere) and `ingested_at` (start
-of the transaction that stored the row). The registry's tables have `deleted_at` too, the time of the tombstone. The
-ledger, its minutes and the dead letters are told of in the [README](../README.md#tables) and in
-[operations.md](operations.md).
+`kafka_partition` and `kafka_offset` (where the record was read; NULL for a row from elsewhere) and `ingested_at`
+(start of the transaction that stored the row); those of events and health reports have `file_load_id` (the file that
+a row came from, in `file_loads`; NULL for the stream's). How long rows stay: [retention.md](retention.md). The
+registry's tables have `deleted_at` too, the time of the tombstone. The ledger, its minutes and the dead letters are
+told of in the [README](../README.md#tables) and in [operations.md](operations.md).
 """
 
 ENDING = """\
