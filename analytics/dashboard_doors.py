@@ -7,14 +7,15 @@ from typing import Any
 
 import pandas as pd
 
-LAYERS = {"offline": "offline", "open": "open", "observed": "closed"}  # the first of these that holds is shown
+# The first of these that holds is shown. Of what retention has removed nothing is known
+LAYERS = {"offline": "offline", "open": "open", "swept": None, "observed": "closed"}
 
 
 def spans_of_states(found: pd.DataFrame) -> pd.DataFrame:
     """Spans that follow each other: offline hides what the door did, open lies over closed.
 
-    found: state (open, offline, observed), since, until; spans of a state may touch others. Returns the same columns
-    with the states open, closed and offline.
+    found: state (open, offline, swept, observed), since, until; spans of a state may touch others. Returns the same
+    columns with the states open, closed and offline.
     """
     cuts = sorted({*found.since, *found.until})
     spans: list[dict[str, Any]] = []

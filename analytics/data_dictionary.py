@@ -40,10 +40,11 @@ data clock, the arrival of the newest event or health report, and not of the mac
 
 AFTER_TOPICS = """\
 Every raw table also has `extra` (jsonb: the record's fields that the contract does not know; NULL if none),
-`kafka_partition` and `kafka_offset` (where the record was read; NULL for a row from elsewhere) and `ingested_at` (start
-of the transaction that stored the row). The registry's tables have `deleted_at` too, the time of the tombstone. The
-ledger, its minutes and the dead letters are told of in the [README](../README.md#tables) and in
-[operations.md](operations.md).
+`kafka_partition` and `kafka_offset` (where the record was read; NULL for a row from elsewhere) and `ingested_at`
+(start of the transaction that stored the row); those of events and health reports have `file_load_id` (the file that
+a row came from, in `file_loads`; NULL for the stream's). How long rows stay: [retention.md](retention.md). The
+registry's tables have `deleted_at` too, the time of the tombstone. The ledger, its minutes and the dead letters are
+told of in the [README](../README.md#tables) and in [operations.md](operations.md).
 """
 
 ENDING = """\
@@ -57,7 +58,9 @@ ENDING = """\
    primary key (of a view: a `unique` test), `not_null`, `accepted_values` and `relationships` where they hold.
 4. Never ask for `now()`: what depends on the present takes `int_data_clock`, so that a rerun gives the same rows.
 5. If it grows with the history, make it incremental as `fct_access_hourly` is: `replace_touched`, the hooks `begin_run`
-   and `remember_run`, a column `source_ingested_at`. Else a table, or a view where it only puts rows together.
+   and `remember_run`, a column `source_ingested_at`, and `with_vanished` with what of it cannot be computed any more
+   once retention has removed the raw rows (`dbt/macros/retention.sql`). Else a table, or a view where it only puts rows
+   together.
 6. Compute it a second time in Python in `tests/dbt/recomputation.py`: the tests hold the two equal, row for row, after
    late events, after changes of the registry, and after a full refresh.
 7. If the dashboard reads it, add it to `dbt/models/marts/_exposures.yml`.

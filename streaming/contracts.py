@@ -30,6 +30,7 @@ MAX_AHEAD = timedelta(minutes=5)  # a device's clock may run this much ahead of 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 SCHEMAS = Path(__file__).parent / "schemas"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+TIME_TEXT = "%Y-%m-%d %H:%M:%S.%f+00"  # of a column, in UTC
 NEVER = datetime(9999, 1, 1, tzinfo=UTC)  # a Kafka timestamp beyond it is nonsense; Python's times end there
 
 Columns = list[str | None]  # one text per column, as PostgreSQL reads it; None is NULL
@@ -62,6 +63,7 @@ class Contract:
     key: tuple[str, ...]  # the table's primary key; its first column is the record's key on a compacted topic
     fields: tuple[Field, ...]
     description: str
+    happened_at: str = "updated_at"  # the column that says when
     compacted: bool = False
     of_file: bool = False  # an entry of the registry may say when it was deleted: a file has no tombstones
 
@@ -76,11 +78,13 @@ class Contract:
         names = {field.name for field in self.fields}
         return frozenset(names | {"deleted_at"} if self.of_file and self.compacted else names)
 
-    def decode(self, value: bytes | None, key: bytes | None, timestamp_ms: int) -> Columns:
+    def decode(
+        self, value: bytes | None, key: bytes | None, timestamp_ms: int, oldest: datetime | None = None
+    ) -> Columns:
         """The columns' texts of one Kafka record.
 
         timestamp_ms is the record's Kafka timestamp; a negative one (the producer gave none), or one beyond the
-        year 9998, stands for now.
+        year 9998, stands for now. oldest: what happened before it is refused; the registry's entries never are.
         Raises InvalidRecord and nothing else.
         """
         at = _from_milliseconds(timestamp_ms)
@@ -91,6 +95,12 @@ class Contract:
         columns = self.from_object(parse_json(value), at)
         if self.compacted and key != (columns[0] or "").encode():
             raise InvalidRecord("key_mismatch", f"the record's key is not its {self.key[0]}")
+        if oldest and not self.compacted:
+            happened = columns[self.columns.index(self.happened_at)] or ""
+            if happened < oldest.strftime(TIME_TEXT):  # such texts sort as the times do
+                limit = f"{oldest:%Y-%m-%d %H:%M:%S} UTC"
+                detail = f"{self.happened_at} lies before {limit}, the limit that RETENTION_DAYS sets"
+                raise InvalidRecord("older_than_retention", detail)
         return columns
 
     def from_object(self, record: Any, at: datetime) -> Columns:
@@ -244,7 +254,7 @@ def _time(value: Any, latest: datetime) -> str:
         raise InvalidRecord("time_too_early", f"lies before {EARLIEST:%Y-%m-%d}")
     if at > latest:
         raise InvalidRecord("time_in_future", "lies more than 5 minutes after the record was sent, or its file loaded")
-    return at.strftime("%Y-%m-%d %H:%M:%S.%f+00")
+    return at.strftime(TIME_TEXT)
 
 
 def _time_or_date(value: Any, latest: datetime) -> str:
@@ -355,6 +365,7 @@ EVENTS = Contract(
         ),
     ),
     "An access device opened, closed, or failed to.",
+    happened_at="event_ts",
 )
 HEALTH = Contract(
     "smart-access.health",
@@ -380,6 +391,7 @@ HEALTH = Contract(
         Field("is_online", _boolean, {"type": "boolean"}, "whether the device could be reached"),
     ),
     "A device's report of its own health.",
+    happened_at="reported_at",
 )
 DEVICES = Contract(
     "smart-access.devices",

@@ -24,7 +24,7 @@ import msgspec
 from contracts import EVENTS, NEVER, OF_FILES, Contract, Field, InvalidRecord, parse_json
 from csv_file import FileError, Row
 from record import PlainRecord, Record
-from row_text import Encoded, encode, without_place
+from row_text import Encoded, encode, of_file
 
 Mapping = dict[str, str | None]
 
@@ -54,10 +54,10 @@ class Header:
         self._cell = re.compile(rf'(?:^|{by})("(?:[^"]|"")*"|[^{by}]*)')
         self._may_be_empty = {field.name for field in known if _takes_empty_text(field)}
 
-    def encode(self, rows: Sequence[Row], at: datetime, first: int) -> Encoded:
+    def encode(self, rows: Sequence[Row], at: datetime, first: int, load: int | None = None) -> Encoded:
         """The rows' lines of COPY, and the rows that are dead; a record's offset is its line in the file.
 
-        at: when the load began; the first row is the file's first-th, counted from 0.
+        at: when the load began; the first row is the file's first-th, counted from 0. load: its number.
         """
         timestamp = int(at.timestamp() * 1000)
         records: list[PlainRecord] = []
@@ -70,7 +70,7 @@ class Header:
                 raw = row.raw[:KEPT_CHARACTERS].encode("utf-8", "surrogateescape")
                 dead.append((Record(row.line, timestamp, None, raw, ()), error))
         encoded = encode(self.contract, 0, records) if records else Encoded([], [], [], set())
-        return Encoded(encoded.records, without_place(encoded.lines), encoded.dead + dead, set())
+        return Encoded(encoded.records, of_file(self.contract, encoded.lines, load), encoded.dead + dead, set())
 
     def _record(self, row: Row, at: datetime) -> tuple[bytes | None, bytes]:
         """A record's key and value. Raises InvalidRecord where the row cannot be made into one."""

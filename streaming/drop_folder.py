@@ -4,7 +4,8 @@
 
 Taken is what ends in .csv or .csv.gz and was last written a minute ago or earlier. So give a file that takes long to
 arrive another name until it is there (NAME.part), or let it be written without a pause. `mapping.json` in the folder,
-if there is one, names foreign columns as `--mapping` of load_csv.py does.
+if there is one, names foreign columns as `--mapping` of load_csv.py does. What lies in keep/ in the folder is loaded as
+`--keep` of load_csv.py does: its rows stay when RETENTION_DAYS is over.
 
 The last line counts. Exit code 0 if each file was moved, failed ones too; 1 if one had to be left for the next run.
 """
@@ -36,6 +37,7 @@ log = logging.getLogger("load")
 
 SETTLED_AFTER_S = 60
 ENDINGS = (".csv", ".csv.gz")
+KEEP = "keep"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -63,26 +65,27 @@ def settled(folder: Path) -> list[Path]:
     return taken
 
 
-def put_away(path: Path, place: str, report: dict[str, Any]) -> None:
+def put_away(path: Path, folder: Path, place: str, report: dict[str, Any]) -> None:
     """Moves the file; its report is there first, so that no file lies there without one."""
     at = datetime.now(UTC)
-    name = path.with_name(place) / f"{at:%Y-%m-%dT%H-%M-%S}Z-{path.name}"
+    file = str(path.relative_to(folder))
+    name = folder / place / f"{at:%Y-%m-%dT%H-%M-%S}Z-{file.replace(os.sep, '-')}"
     name.parent.mkdir(exist_ok=True)
-    text = json.dumps({**report, "file": path.name, "moved_at": at.isoformat()}, indent=2, default=str)
+    text = json.dumps({**report, "file": file, "moved_at": at.isoformat()}, indent=2, default=str)
     name.with_name(f"{name.name}.report.json").write_text(text + "\n", encoding="utf-8")
     os.replace(path, name)
 
 
-def load_all(files: list[Path], load: Callable[..., Outcome]) -> int:
+def load_all(folder: Path, files: list[Path], load: Callable[..., Outcome]) -> int:
     counts: Counter[str] = Counter()
     code = 0
     for path in files:
         try:
-            outcome = with_progress(load, str(path))
+            outcome = with_progress(partial(load, keep=path.parent != folder), str(path))
         except FileError as error:
             counts["failed"] += 1
             log.error("%s: %s", path.name, error)
-            put_away(path, "failed", {"error": str(error)})
+            put_away(path, folder, "failed", {"error": str(error)})
             continue
         except (Fenced, *ENDS_IT) as error:
             log.error("%s is left for the next run: %s", path.name, explained(error))
@@ -91,7 +94,7 @@ def load_all(files: list[Path], load: Callable[..., Outcome]) -> int:
                 continue
             break
         log.info("%s", outcome)
-        put_away(path, "done", vars(outcome))
+        put_away(path, folder, "done", vars(outcome))
         if outcome.loaded_before:
             counts["known"] += 1
             continue
@@ -110,8 +113,8 @@ def main() -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: stop.set())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        files = settled(folder)
+        (folder / KEEP).mkdir(parents=True, exist_ok=True)
+        files = settled(folder / KEEP) + settled(folder)
         mapping = folder / "mapping.json"
         reading = Reading(mapping=mapping_from(str(mapping)) if mapping.exists() else {})
     except (OSError, argparse.ArgumentTypeError) as error:
@@ -120,7 +123,7 @@ def main() -> int:
     connect = partial(connect_postgres, "smart-access-load")
     if not make_tables(connect):
         return 1
-    return load_all(files, partial(load_file, reading=reading, connect=connect, stop=stop))
+    return load_all(folder, files, partial(load_file, reading=reading, connect=connect, stop=stop))
 
 
 if __name__ == "__main__":

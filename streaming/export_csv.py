@@ -3,8 +3,8 @@
     python streaming/export_csv.py --table raw_access_events > events.csv
     python streaming/export_csv.py --table raw_device_health --since 2026-05-01 --until 2026-06-01 --output may.csv.gz
 
-One statement, so one moment of the table. kafka_partition, kafka_offset and ingested_at are left out: they say which
-way a row came. A file gets its name when it is complete; before it is called NAME.part.
+One statement, so one moment of the table. kafka_partition, kafka_offset, file_load_id and ingested_at are left out:
+they say which way a row came. A file gets its name when it is complete; before it is called NAME.part.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO, Any
 import psycopg2
 from psycopg2 import sql
 
-from contracts import CONTRACTS, EVENTS, HEALTH, Contract
+from contracts import CONTRACTS, Contract
 from pipeline_settings import (
     add_logging_options,
     connect_postgres,
@@ -33,7 +33,6 @@ from pipeline_settings import (
 log = logging.getLogger("export")
 
 TABLES = {contract.table: contract for contract in CONTRACTS.values()}
-HAPPENED_AT = {EVENTS.topic: "event_ts", HEALTH.topic: "reported_at"}  # in the registry: updated_at
 TIMES = ("event_ts", "reported_at", "installed_at", "updated_at", "deleted_at")
 RFC_3339 = 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'
 
@@ -66,7 +65,7 @@ def query(contract: Contract) -> sql.Composed:
     ).format(
         columns=sql.SQL(", ").join(map(column, contract.columns)),
         table=sql.Identifier(contract.table),
-        at=sql.Identifier(HAPPENED_AT.get(contract.topic, "updated_at")),
+        at=sql.Identifier(contract.happened_at),
     )
 
 

@@ -91,14 +91,16 @@ def _parts(rows: Iterator[Row], most: int) -> Iterator[list[Row]]:
         yield part
 
 
-def load_file(path: str, reading: Reading, connect: Callable[..., Any], stop: threading.Event, tell: Tell) -> Outcome:
-    """Loads the file to its end.
+def load_file(
+    path: str, reading: Reading, connect: Callable[..., Any], stop: threading.Event, tell: Tell, keep: bool = False
+) -> Outcome:
+    """Loads the file to its end. keep: no sweep deletes its rows, also if it was loaded before.
 
     Raises FileError; Stopped; sink.Fenced if another load of the same file is at work; psycopg2.Error.
     """
     began = time.monotonic()
     with _opened(path, reading) as (file, header, rows):
-        load = begin(connect, file, header)
+        load = begin(connect, file, header, keep)
         outcome = Outcome(
             file.name, file.sha256, header.contract.table, load.rows, load.stored, load.duplicates, load.dead,
             loaded_before=load.ended_at,
@@ -114,7 +116,7 @@ def load_file(path: str, reading: Reading, connect: Callable[..., Any], stop: th
                     raise Stopped(f"stopped after row {outcome.rows}")
                 batch = Batch()
                 high = outcome.rows + len(part)
-                encoded = header.encode(part, load.started_at, outcome.rows)
+                encoded = header.encode(part, load.started_at, outcome.rows, load.number)
                 batch.add(header.contract.topic, OF_NO_PARTITION, outcome.rows, high, encoded)
                 _store(sink, batch, outcome, stop)
                 outcome.seconds = time.monotonic() - began

@@ -20,6 +20,7 @@ from sink import SESSION, Sink
 NOTE = """
 INSERT INTO file_loads (sha256, table_name, columns, file_name, size_bytes) VALUES (%s, %s, %s, %s, %s)
 ON CONFLICT DO NOTHING"""
+PIN = "UPDATE file_loads SET pinned = true WHERE sha256 = %s AND table_name = %s AND columns = %s AND NOT pinned"
 FIND = """
 SELECT file_load_id, rows, stored, duplicates, dead, started_at, ended_at FROM file_loads
 WHERE sha256 = %s AND table_name = %s AND columns = %s"""
@@ -45,11 +46,13 @@ class Load(NamedTuple):
     ended_at: datetime | None
 
 
-def begin(connect: Callable[..., Any], file: CsvFile, header: Header) -> Load:
-    """The file's load: a new one, or the one that was begun or done before."""
+def begin(connect: Callable[..., Any], file: CsvFile, header: Header, keep: bool) -> Load:
+    """The file's load: a new one, or the one that was begun or done before. keep: no sweep deletes its rows then."""
     identity = (file.sha256, header.contract.table, json.dumps(header.names, ensure_ascii=False))
     with closing(connect(options=SESSION)) as connection, connection, connection.cursor() as cursor:
         cursor.execute(NOTE, (*identity, file.name, file.size))
+        if keep:
+            cursor.execute(PIN, identity)
         cursor.execute(FIND, identity)
         return Load(*cursor.fetchone())
 
@@ -72,7 +75,8 @@ class FileSink(Sink):
         return bool(cursor.rowcount == 1)
 
     def _place(self, letter: DeadLetter) -> dict[str, Any]:
-        return {"source_file": self._file_name, "source_line": letter.record.offset}
+        line = letter.record.offset
+        return {"source_file": self._file_name, "source_line": line, "file_load_id": self._load.number}
 
     def _count_and_commit(self, cursor: Any, batch: Batch, written: Written) -> None:
         [span] = batch.spans.values()

@@ -31,6 +31,7 @@ from pipeline_settings import (
     add_kafka_options,
     add_logging_options,
     add_metrics_options,
+    add_retention_option,
     apply_schema,
     connect_postgres,
     kafka_connection,
@@ -62,6 +63,8 @@ def parse_arguments() -> argparse.Namespace:
     option(parser, "--batch-timeout", "BATCH_TIMEOUT", 1.0, number(float, 0, 60), "longest wait of a row, seconds")
     option(parser, "--session-timeout", "SESSION_TIMEOUT", 10, number(float, 1, 1800), "group's patience, seconds")
     add_metrics_options(parser, "CONSUMER_METRICS_PORT", 9101, "port of /metrics, /healthz and /readyz")
+    text = "events and health reports older than so many days become dead letters; unset: none"
+    add_retention_option(parser, text)
     parser.add_argument(
         "--accept-gap", action="store_true", help="go on past offsets that Kafka has deleted, and record the gap"
     )
@@ -178,8 +181,8 @@ def run_session(args: argparse.Namespace, stop: threading.Event, status: Status)
     sink = Sink(partial(connect_postgres, "smart-access-writer"), cluster, args.group)
     writer = Writer(sink, status, args.batch_size, args.batch_timeout)
     session = Session(
-        connection, args.group, args.instance_id, args.session_timeout, args.accept_gap, args.until_caught_up, cluster,
-        ledger, writer, status,
+        connection, args.group, args.instance_id, args.session_timeout, args.accept_gap, args.until_caught_up,
+        args.retention_days, cluster, ledger, writer, status,
     )  # fmt: skip
     writer.start()
     log.info("cluster %s, group %s", cluster, args.group)

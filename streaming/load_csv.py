@@ -64,6 +64,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--delimiter", type=_delimiter, help="one character, or tab (default: , ; | or tab, by the header)"
     )
+    parser.add_argument(
+        "--keep", action="store_true", help="their rows stay when RETENTION_DAYS is over, also of files loaded before"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would become of the rows, change nothing")
     option(parser, "--batch-size", "BATCH_SIZE", 20_000, number(int, 1, 1_000_000), "most rows in one transaction")
     add_logging_options(parser)
@@ -102,7 +105,7 @@ def main() -> int:
     connect = partial(connect_postgres, "smart-access-load")
     if not make_tables(connect):
         return 1
-    return each(args.files, partial(load_file, reading=reading, connect=connect, stop=stop))
+    return each(args.files, partial(load_file, reading=reading, connect=connect, stop=stop, keep=args.keep))
 
 
 def make_tables(connect: Callable[..., Any]) -> bool:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg2
@@ -51,11 +52,12 @@ class LogMismatch(Exception):
 
 class Session(ConsumerRebalanceListener):
     def __init__(self, connection: dict[str, Any], group: str, instance_id: str, session_timeout: float,
-                 accept_gap: bool, until_caught_up: bool, cluster: str, ledger: Sink, writer: Writer,
-                 status: Status):  # fmt: skip
+                 accept_gap: bool, until_caught_up: bool, retention_days: int | None, cluster: str, ledger: Sink,
+                 writer: Writer, status: Status):  # fmt: skip
         self._connection = connection
         self._accept_gap = accept_gap
         self._until_caught_up = until_caught_up
+        self._retention = timedelta(days=retention_days) if retention_days else None
         self._cluster = cluster
         self._ledger = ledger
         self._writer = writer
@@ -158,12 +160,13 @@ class Session(ConsumerRebalanceListener):
             if silent > SILENCE_S and cluster_id(self._connection) != self._cluster:
                 raise ClusterChanged(f"cluster {self._cluster} is gone")
         count = 0
+        oldest = datetime.now(UTC) - self._retention if self._retention else None
         for kafka_partition, records in polled.items():
             count += len(records)
             topic, partition = kafka_partition
             if not self._is_fast:
                 records = [Record(r.offset, r.timestamp, r.key, r.value, r.headers) for r in records]
-            encoded = encode(CONTRACTS[topic], partition, records)
+            encoded = encode(CONTRACTS[topic], partition, records, oldest)
             metrics.KEY_MISMATCHES.labels(topic).inc(len(encoded.mismatched))
             self._hand_over(topic, partition, Record(*records[-1]).offset + 1, encoded)
         if not polled:

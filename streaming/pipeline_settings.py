@@ -81,6 +81,11 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], An
     return parse
 
 
+def or_unset(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser for `option` that takes the empty text, too: None."""
+    return lambda text: parse(text) if text else None
+
+
 def moment(text: str) -> datetime:
     """A parser of times and dates; without an offset they are UTC."""
     try:
@@ -164,6 +169,10 @@ def kafka_connection(args: argparse.Namespace) -> dict[str, Any]:
             raise SettingError(f"KAFKA_CA_FILE={args.ca_file} cannot be read")
         connection["ssl_cafile"] = args.ca_file
     return connection
+
+
+def add_retention_option(parser: argparse._ActionsContainer, text: str) -> None:
+    option(parser, "--retention-days", "RETENTION_DAYS", "", or_unset(number(int, 1, 36_500)), text)
 
 
 def add_metrics_options(parser: argparse._ActionsContainer, port_env: str, port: int, serves: str) -> None:

@@ -14,7 +14,7 @@ import argparse
 import logging
 import sys
 from collections import Counter
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg2
@@ -23,6 +23,7 @@ from batch import OF_NO_PARTITION, Chunk, DeadLetter
 from contracts import CONTRACTS, OF_FILES, InvalidRecord
 from pipeline_settings import (
     add_logging_options,
+    add_retention_option,
     apply_schema,
     connect_postgres,
     lacks_a_right,
@@ -33,7 +34,7 @@ from pipeline_settings import (
 )
 from record import Record
 from row_store import merge
-from row_text import copy_line
+from row_text import copy_line, of_file
 from sink import SESSION
 
 log = logging.getLogger("replay")
@@ -61,7 +62,7 @@ ORDER BY dead_letter_id DESC
 LIMIT %(max)s"""
 
 TAKE = """
-SELECT dead_letter_id, topic, partition, "offset", source_file, record_ts, created_at, key, value
+SELECT dead_letter_id, topic, partition, "offset", source_file, file_load_id, record_ts, created_at, key, value
 FROM dead_letters
 WHERE (%(reason)s::text IS NULL OR reason = %(reason)s)
   AND (%(topic)s::text IS NULL OR topic = %(topic)s)
@@ -95,6 +96,7 @@ def parse_arguments() -> argparse.Namespace:
             command.add_argument("--max", type=number(int, 1), default=default, help=f"at most N (default: {said})")
         if name == "replay":
             command.add_argument("--dry-run", action="store_true", help="say what would happen, change nothing")
+            add_retention_option(command, "what the stream brought and is older than so many days stays a dead letter")
         add_logging_options(command)
     return parser.parse_args()
 
@@ -146,13 +148,15 @@ def replay(connection: Any, args: argparse.Namespace) -> int:
     """Letter by letter, as each has a fate of its own; PER_TRANSACTION of them commit together."""
     values = _filter(args)
     fates: Counter[str] = Counter()
+    days = args.retention_days
+    oldest = datetime.now(UTC) - timedelta(days=days) if days else None
     after, left = 0, args.max if args.max is not None else 1 << 62
     while left > 0:
         with connection, connection.cursor() as cursor:
             cursor.execute(TAKE, values | {"after": after, "limit": min(left, PER_TRANSACTION)})
             letters = cursor.fetchall()
             for letter in letters:
-                fate, detail = _replay_one(cursor, *letter[1:])
+                fate, detail = _replay_one(cursor, oldest, *letter[1:])
                 fates[fate] += 1
                 cursor.execute(
                     "UPDATE dead_letters SET fate = %s, fate_detail = %s, fate_at = now(),"
@@ -173,8 +177,9 @@ def replay(connection: Any, args: argparse.Namespace) -> int:
 
 
 def _replay_one(
-    cursor: Any, topic: str, partition: int | None, offset: int | None, file: str | None, record_ts: datetime | None,
-    created_at: datetime, key: memoryview | None, value: memoryview | None,
+    cursor: Any, oldest: datetime | None, topic: str, partition: int | None, offset: int | None, file: str | None,
+    load: int | None, record_ts: datetime | None, created_at: datetime, key: memoryview | None,
+    value: memoryview | None,
 ) -> tuple[str, str | None]:  # fmt: skip
     """What becomes of one letter, its row stored if it is valid now.
 
@@ -184,13 +189,14 @@ def _replay_one(
     at = int((record_ts or created_at).timestamp() * 1000)
     raw_key, raw_value = (None if part is None else bytes(part) for part in (key, value))
     try:
-        columns = contract.decode(raw_value, raw_key, at)
+        columns = contract.decode(raw_value, raw_key, at, None if file else oldest)
     except InvalidRecord as error:
         return "still_invalid", str(error)
     record = Record(-1 if offset is None else offset, at, raw_key, raw_value, ())
     refused: list[DeadLetter] = []
     place = OF_NO_PARTITION if partition is None else partition
-    chunk = Chunk(place, [record], [copy_line(columns, partition, offset)])
+    lines = [copy_line(columns, partition, offset)]
+    chunk = Chunk(place, [record], of_file(contract, lines, load) if partition is None else lines)
     stored = merge(cursor, contract, [chunk], refused)
     if refused:
         return "still_invalid", f"{refused[0].reason}: {refused[0].detail}"

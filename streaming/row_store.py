@@ -103,25 +103,26 @@ def _merge_rows(cursor: Any, contract: Contract, chunks: list[Chunk]) -> Counter
         ).format(load=sql.Identifier(load), table=sql.Identifier(contract.table))
     )
     _copy(cursor, contract, load, chunks)
-    cursor.execute(_merge_statement(contract, load))
+    cursor.execute(_merge_statement(contract, load, _columns(contract, chunks)))
     return Counter(dict(cursor.fetchall()))
 
 
 def _copy(cursor: Any, contract: Contract, table: str, chunks: list[Chunk]) -> None:
-    columns = sql.SQL(", ").join(map(sql.Identifier, _columns(contract)))
+    columns = sql.SQL(", ").join(map(sql.Identifier, _columns(contract, chunks)))
     statement = sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(table), columns)
     text = "".join(chain.from_iterable(chunk.lines for chunk in chunks)).encode()
     # read in one piece: in small ones the two threads pass the interpreter's lock to and fro
     cursor.copy_expert(statement, io.BytesIO(text), size=len(text) or 1)
 
 
-def _columns(contract: Contract) -> list[str]:
-    return [*contract.columns, "kafka_partition", "kafka_offset"]
+def _columns(contract: Contract, chunks: list[Chunk]) -> list[str]:
+    """As the lines have them: a batch is of the stream, or of one file."""
+    of_file = bool(chunks) and chunks[0].partition == OF_NO_PARTITION and not contract.compacted
+    return [*contract.columns, "kafka_partition", "kafka_offset", *(["file_load_id"] if of_file else [])]
 
 
-def _merge_statement(contract: Contract, load: str) -> sql.Composed:
+def _merge_statement(contract: Contract, load: str, names: list[str]) -> sql.Composed:
     """Inserts what `load` holds and counts, by partition, the rows that were stored."""
-    names = _columns(contract)
     return sql.SQL(
         "WITH stored AS (INSERT INTO {table} AS t ({columns}) SELECT {columns} FROM {load}"
         " ON CONFLICT ({key}) {action} RETURNING coalesce(kafka_partition, {of_no_partition}) AS partition)"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Annotated, Literal, NamedTuple
 
@@ -42,18 +43,23 @@ def escape(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
-def encode(contract: Contract, partition: int, records: Sequence[PlainRecord]) -> Encoded:
-    """Lines for the valid records, in their order; the others with the reason why they are dead."""
+def encode(
+    contract: Contract, partition: int, records: Sequence[PlainRecord], oldest: datetime | None = None
+) -> Encoded:
+    """Lines for the valid records, in their order; the others with the reason why they are dead.
+
+    oldest: what happened before it is refused, as Contract.decode has it.
+    """
     shape = _SHAPES.get(contract.topic)
     mismatched: set[int] = set()
-    lines = _plain_lines(shape, partition, records, mismatched) if shape else [""] * len(records)
+    lines = _plain_lines(shape, partition, records, mismatched, oldest) if shape else [""] * len(records)
     dead = []
     for at, line in enumerate(lines) if not all(lines) else ():
         if line:
             continue
         record = Record(*records[at])
         try:
-            columns = contract.decode(record.value, record.key, record.timestamp)
+            columns = contract.decode(record.value, record.key, record.timestamp, oldest)
         except InvalidRecord as error:
             dead.append((record, error))
             mismatched.discard(record.offset)
@@ -67,9 +73,10 @@ def encode(contract: Contract, partition: int, records: Sequence[PlainRecord]) -
     return Encoded(records, lines, dead, mismatched)
 
 
-def without_place(lines: list[str]) -> list[str]:
-    """The same rows with NULL for kafka_partition and kafka_offset: they are of a file."""
-    return [line[: line.rindex("\t", 0, line.rindex("\t"))] + "\t\\N\t\\N\n" for line in lines]
+def of_file(contract: Contract, lines: list[str], load: int | None) -> list[str]:
+    """The same rows with NULL for kafka_partition and kafka_offset, and the file's load where the table has one."""
+    end = "\t\\N\t\\N\n" if contract.compacted else f"\t\\N\t\\N\t{_NULL if load is None else load}\n"
+    return [line[: line.rindex("\t", 0, line.rindex("\t"))] + end for line in lines]
 
 
 _Lines = Callable[[int, Sequence[PlainRecord], set[int]], tuple[list[str], list[str]]]
@@ -81,7 +88,9 @@ class _Shape(NamedTuple):
     rows: re.Pattern[str]
 
 
-def _plain_lines(shape: _Shape, partition: int, records: Sequence[PlainRecord], mismatched: set[int]) -> list[str]:
+def _plain_lines(
+    shape: _Shape, partition: int, records: Sequence[PlainRecord], mismatched: set[int], oldest: datetime | None
+) -> list[str]:
     """The lines of the records of the plain shape and "" for the others."""
     lines, times = shape.lines(partition, records, mismatched)
     text = "".join(lines)
@@ -94,6 +103,11 @@ def _plain_lines(shape: _Shape, partition: int, records: Sequence[PlainRecord], 
             line if time_ <= _latest(timestamp) else ""
             for line, time_, timestamp in zip(lines, times, timestamps, strict=True)
         ]
+    if oldest:
+        # the first whole second in which no plain time is refused
+        first = (oldest + timedelta(microseconds=999_999)).strftime("%Y-%m-%dT%H:%M:%S")
+        if min(times) < first:
+            lines = [line if time_ >= first else "" for line, time_ in zip(lines, times, strict=True)]
     return lines
 
 

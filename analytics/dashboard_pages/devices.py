@@ -43,7 +43,8 @@ LEFT JOIN live.device_health AS health USING (device_id)
 WHERE device_id = %(device_id)s
 """
 
-# Openings and silences that reach into the range, cut to it. What lies between is closed, from the first event on.
+# Openings and silences that reach into the range, cut to it. What lies between is closed, from the first event on; but
+# not where retention has removed the events.
 STATES = """
 WITH clock AS (SELECT least(%(until)s, (SELECT max(last_seen_at) FROM marts.rpt_device_current)) AS at)
 SELECT 'open' AS state, greatest(opened_at, %(since)s) AS since, least(coalesce(closed_at, clock.at), clock.at) AS until
@@ -53,6 +54,10 @@ UNION ALL
 SELECT 'offline', greatest(started_at, %(since)s), least(coalesce(ended_at, clock.at), clock.at)
 FROM marts.fct_offline_sessions, clock
 WHERE device_id = %(device_id)s AND started_at < %(until)s AND coalesce(ended_at, 'infinity') > %(since)s
+UNION ALL
+SELECT 'swept', greatest(swept_from, %(since)s), least(swept_until, clock.at)
+FROM marts.rpt_device_current, clock
+WHERE device_id = %(device_id)s AND swept_from < %(until)s AND swept_until > %(since)s
 UNION ALL
 SELECT 'observed', greatest(min(event_at), %(since)s), min(clock.at)
 FROM (SELECT event_at FROM marts.fct_access_events WHERE device_id = %(device_id)s

@@ -84,6 +84,7 @@
                 'battery_band', 'signal_band', 'battery_pct', 'signal_dbm', 'open_anomalies', 'is_online', 'state_since',
                 'last_seen_at',
             ],
+            'left_out': ['swept_from', 'swept_until'],
         },
         'rpt_pipeline_health': {
             'shown': [

@@ -153,17 +153,48 @@
     select {{ columns }} from {{ arg_dict['temp_relation'] }} where source_ingested_at is not null
 {% endmacro %}
 
-{#- All of `computed`; and, of the keys in `existing`, those that it lacks, with NULL in every other column. -#}
-{% macro with_vanished(computed, existing, key) %}
-    select * from {{ computed }}
+{#-
+  Ends a model, after its last CTE: all of `computed`; and, of the keys in `existing`, those that it lacks, with NULL in
+  every other column. Neither changes what is `frozen` (a list of conditions on `rows`, dbt/macros/retention.sql); in a
+  full refresh such rows come from the old table.
+
+  is_sequence: of rows that go on for as long as they do. Then one that is finished in what is there now may have gone
+  on into what was swept; as it was then, it stays.
+-#}
+{% macro with_vanished(computed, existing, key, frozen, is_sequence=false) %}
+    {% set changeable = 'not (' ~ frozen | join(') and not (') ~ ')' %}
+    , fresh as (
+        select rows.*
+        from {{ computed }} as rows
+        where
+            {{ changeable }}
+            {% if is_sequence and is_anything_swept() and (is_incremental() or replaced_table()) %}
+                and not exists (
+                    select 1
+                    from (
+                        select {{ key | join(', ') }}
+                        from {{ existing if is_incremental() else this }} as rows
+                        where not ({{ changeable }})
+                    ) as frozen
+                    where
+                        {% for name in key %}
+                            {{ 'and ' if not loop.first }}frozen.{{ name }} = rows.{{ name }}
+                        {% endfor %}
+                )
+            {% endif %}
+    )
+
+    select * from fresh
     {% if is_incremental() %}
         union all
         select (jsonb_populate_record(cast(null as {{ this }}), to_jsonb(vanished))).*
         from (
-            select {{ key | join(', ') }} from {{ existing }}
+            select {{ key | join(', ') }} from {{ existing }} as rows where {{ changeable }}
             except
-            select {{ key | join(', ') }} from {{ computed }}
+            select {{ key | join(', ') }} from fresh
         ) as vanished
+    {% else %}
+        {{ take_over(frozen) }}
     {% endif %}
 {% endmacro %}
 

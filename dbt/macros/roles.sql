@@ -7,12 +7,19 @@
 
 {#-
   The roles that read (streaming/sql/live_views.sql, roles.sql) may read every mart, or every view for analysts, also
-  those that this run makes anew: a right that is given after the fact would leave a moment without it. Given once, as a
-  grant rewrites the catalogue; once for each user who runs the models, as it is for what that user will make.
+  those that this run makes anew: a right that is given after the fact would leave a moment without it. The one that
+  sweeps may delete, too, and in `intermediate`. Given once, as a grant rewrites the catalogue; once for each user who
+  runs the models, as it is for what that user will make.
 -#}
 {% macro open_marts() %}
+    {% set delete = 'select, delete, maintain' %}
     {% if execute and flags.WHICH in ('run', 'build') %}
-        {% for name, schema in [('dashboard_read', target.schema), ('analyst_read', pseudonymous_schema())] %}
+        {% for name, schema, rights in [
+            ('dashboard_read', target.schema, 'select'),
+            ('analyst_read', pseudonymous_schema(), 'select'),
+            ('pipeline_maintain', target.schema, delete),
+            ('pipeline_maintain', 'intermediate', delete),
+        ] %}
             {% do make_schema(schema) %}
             {% set query %}
                 select
@@ -32,8 +39,8 @@
                 grant usage on schema {{ schema }}{{ ', intermediate' if name == 'dashboard_read' }} to {{ name }};
             {% endif %}
             {% if role and not role[0]['may_read'] %}
-                grant select on all tables in schema {{ schema }} to {{ name }};
-                alter default privileges in schema {{ schema }} grant select on tables to {{ name }};
+                grant {{ rights }} on all tables in schema {{ schema }} to {{ name }};
+                alter default privileges in schema {{ schema }} grant {{ rights }} on tables to {{ name }};
                 {% if name == 'dashboard_read' %}
                     grant select on intermediate.dbt_runs to {{ name }};
                 {% endif %}

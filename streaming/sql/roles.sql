@@ -6,7 +6,7 @@ DO $$
 DECLARE
     missing text;
 BEGIN
-    FOREACH missing IN ARRAY ARRAY['pipeline_ingest', 'pipeline_transform', 'analyst_read'] LOOP
+    FOREACH missing IN ARRAY ARRAY['pipeline_ingest', 'pipeline_transform', 'pipeline_maintain', 'analyst_read'] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = missing) THEN
             BEGIN
                 EXECUTE format('CREATE ROLE %I NOLOGIN', missing);
@@ -64,6 +64,7 @@ BEGIN
         FROM (VALUES
             ('pipeline_transform', '{staging,intermediate,snapshots,marts,marts_pseudonymous}'::text[],
              '{USAGE,CREATE}'::text[]),
+            ('pipeline_maintain', '{intermediate,marts}', '{USAGE}'),
             ('dashboard_read', '{intermediate,marts}', '{USAGE}'),
             ('analyst_read', '{marts_pseudonymous}', '{USAGE}')
         ) AS rights (role, names, privileges)
@@ -78,8 +79,12 @@ BEGIN
             ('pipeline_ingest', '{raw_devices,raw_households,ingest_offsets,ingest_minutes,file_loads}', '{UPDATE}'),
             ('pipeline_ingest', '{ingest_ledger}', '{SELECT}'),
             ('pipeline_transform', '{raw_access_events,raw_device_health,raw_devices,raw_households,ingest_minutes,
-              pseudonyms}', '{SELECT}'),
-            ('pipeline_transform', '{pseudonyms}', '{INSERT}')
+              device_horizons,sweeps,pseudonyms}', '{SELECT}'),
+            ('pipeline_transform', '{pseudonyms}', '{INSERT}'),
+            ('pipeline_maintain', '{raw_access_events,raw_device_health,dead_letters,ingest_minutes}',
+             '{SELECT,DELETE,MAINTAIN}'),
+            ('pipeline_maintain', '{device_horizons,sweeps}', '{SELECT,INSERT,UPDATE}'),
+            ('pipeline_maintain', '{file_loads}', '{SELECT}')
         ) AS rights (role, names, privileges)
         JOIN pg_roles ON rolname = role, unnest(names) AS name, unnest(privileges) AS privilege
         WHERE NOT has_table_privilege(pg_roles.oid, to_regclass('public.' || name), privilege)

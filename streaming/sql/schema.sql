@@ -12,6 +12,7 @@ CREATE TABLE IF NOT EXISTS raw_access_events (
     kafka_partition integer,
     kafka_offset    bigint,
     ingested_at     timestamptz NOT NULL DEFAULT now(),
+    file_load_id    bigint,  -- the file that it came from
     PRIMARY KEY (event_id)
 );
 
@@ -25,6 +26,7 @@ CREATE TABLE IF NOT EXISTS raw_device_health (
     kafka_partition     integer,
     kafka_offset        bigint,
     ingested_at         timestamptz NOT NULL DEFAULT now(),
+    file_load_id        bigint,
     PRIMARY KEY (device_id, reported_at)
 );
 
@@ -148,6 +150,7 @@ CREATE TABLE IF NOT EXISTS dead_letters (
     fate_detail     text,
     fate_at         timestamptz,
     replay_attempts integer     NOT NULL DEFAULT 0,
+    file_load_id    bigint,
     UNIQUE (cluster_id, consumer_group, topic, partition, "offset")
 );
 
@@ -167,7 +170,8 @@ CREATE TABLE IF NOT EXISTS file_loads (
     balanced     boolean     GENERATED ALWAYS AS (stored + duplicates + dead = rows) STORED,
     started_at   timestamptz NOT NULL DEFAULT now(),
     updated_at   timestamptz NOT NULL DEFAULT now(),
-    ended_at     timestamptz  -- NULL: not at the file's end yet
+    ended_at     timestamptz,  -- NULL: not at the file's end yet
+    pinned       boolean     NOT NULL DEFAULT false  -- its rows stay, whatever their age
 ) WITH (fillfactor = 50);
 
 DO $$
@@ -185,3 +189,46 @@ CREATE TABLE IF NOT EXISTS pseudonyms (
     pseudonym text NOT NULL UNIQUE,
     PRIMARY KEY (kind, id)
 );
+
+-- Tables that were made before these columns came. Asked for first, as above.
+DO $$
+DECLARE
+    missing record;
+BEGIN
+    FOR missing IN
+        SELECT name, definition
+        FROM (VALUES
+            ('raw_access_events', 'file_load_id bigint'),
+            ('raw_device_health', 'file_load_id bigint'),
+            ('dead_letters', 'file_load_id bigint'),
+            ('file_loads', 'pinned boolean NOT NULL DEFAULT false')
+        ) AS columns (name, definition)
+        WHERE NOT EXISTS (
+            SELECT FROM pg_attribute
+            WHERE attrelid = to_regclass(name) AND attname = split_part(definition, ' ', 1) AND NOT attisdropped
+        )
+    LOOP
+        EXECUTE format('ALTER TABLE %I ADD COLUMN %s', missing.name, missing.definition);
+    END LOOP;
+END $$;
+
+-- What the sweeps have removed of each device (docs/retention.md): its raw rows from swept_from (the oldest that was
+-- there, by the hour) up to before horizon are gone, but for those of pinned files. Written with each deletion.
+CREATE TABLE IF NOT EXISTS device_horizons (
+    stream     text        NOT NULL CHECK (stream IN ('events', 'health')),
+    device_id  text        NOT NULL,
+    swept_from timestamptz NOT NULL,
+    horizon    timestamptz NOT NULL,
+    PRIMARY KEY (stream, device_id)
+) WITH (fillfactor = 50);
+
+-- The audit: one line for each sweep, also for one that found nothing. `deleted` grows in the transactions that delete.
+CREATE TABLE IF NOT EXISTS sweeps (
+    sweep_id          bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    retention_days    integer     NOT NULL,
+    cutoff            timestamptz NOT NULL,  -- of raw rows, dead letters, and what follows the raw rows in the marts
+    aggregates_cutoff timestamptz,  -- of hours and days; so far, while it is at work; NULL where there are no marts
+    deleted           jsonb       NOT NULL DEFAULT '{}',  -- rows by table
+    started_at        timestamptz NOT NULL DEFAULT now(),
+    ended_at          timestamptz  -- NULL: at work, or stopped; the next one goes on
+) WITH (fillfactor = 50);

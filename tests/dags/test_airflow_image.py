@@ -159,7 +159,8 @@ def with_what_it_imports(script: Path) -> set[Path]:
 
 def test_everything_that_the_dags_and_what_they_run_import_is_in_the_image() -> None:
     files = {*(ROOT / "airflow/dags").glob("*.py"), *with_what_it_imports(ROOT / "dbt/one_at_a_time.py")}
-    files |= with_what_it_imports(ROOT / "streaming/drop_folder.py")
+    for script in ("drop_folder.py", "apply_retention.py"):
+        files |= with_what_it_imports(ROOT / "streaming" / script)
     packages = metadata.packages_distributions()
     there = installed_with(set(pins()))
     ours = {file.stem for file in files}

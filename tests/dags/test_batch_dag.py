@@ -87,7 +87,7 @@ def test_a_run_loads_what_was_dropped_and_a_backfill_makes_past_days_anew(
     run = run_dag(NAME, database, monkeypatch, tmp_path, full_refresh=True)
     assert states(run) == {"load": "success", "dbt_run": "success", "dbt_test": "success", "complete": "failed"}
     assert str(run.state) == "failed"
-    assert sorted(path.name for path in folder.iterdir()) == ["done", "failed"]
+    assert sorted(path.name for path in folder.iterdir()) == ["done", "failed", "keep"]
     assert "--full-refresh" in (tmp_path / "dbt.log").read_text()
     opens = "SELECT array_agg(opens ORDER BY hour_starts_at) FROM marts.fct_access_hourly"
     assert sql(opens) == ([1, 1, 1],)

@@ -24,6 +24,10 @@ DOORS = {
         [("closed", 0, 10), ("open", 10, 20), ("offline", 20, 50), ("closed", 50, 60)],
     ),
     "heard of late": ([("offline", 0, 30), ("observed", 40, 60)], [("offline", 0, 30), ("closed", 40, 60)]),
+    "swept, but for a pinned opening": (
+        [OBSERVED, ("swept", 10, 50), ("open", 30, 40)],
+        [("closed", 0, 10), ("open", 30, 40), ("closed", 50, 60)],
+    ),
     "opened twice in a row": (
         [OBSERVED, ("open", 10, 20), ("open", 20, 30)],
         [("closed", 0, 10), ("open", 10, 30), ("closed", 30, 60)],

@@ -57,6 +57,7 @@ INPUTS = {
     "households": "SELECT * FROM raw_households",
     "versions": "SELECT * FROM snapshots.devices_history ORDER BY device_id, dbt_valid_from",
     "minutes": "SELECT * FROM ingest_minutes",
+    "horizons": "SELECT * FROM device_horizons WHERE stream = 'events'",
 }
 
 
@@ -657,6 +658,7 @@ class Marts:
         hours = grouped(self.fct_device_health_hourly, lambda row: row["device_id"])
         bands = {row["device_id"]: row["band"] for row in self.fct_battery_forecast}
         kept = {device_id for device_id, version in self.current_versions.items() if not version["is_deleted"]}
+        horizons = {row["device_id"]: row for row in self.inputs["horizons"]}
         rows = []
         for device_id in kept | events.keys() | self.reports_by_device.keys():
             version = self.current_versions.get(device_id, {})
@@ -686,6 +688,8 @@ class Marts:
                     "is_online": bool(reports) and not is_silent,
                     "state_since": None if state == "unknown" else moves[-1]["at"],
                     "last_seen_at": max((row["at"] for row in events.get(device_id, []) + reports), default=None),
+                    "swept_from": horizons.get(device_id, {}).get("swept_from"),
+                    "swept_until": horizons.get(device_id, {}).get("horizon"),
                 }
             )
         return rows

@@ -6,15 +6,15 @@ FOUND_FAULTS.
 
 from __future__ import annotations
 
-import math
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import pytest
 import random_history
-from recomputation import KEYS, Marts, Row, read, read_inputs
+from mart_comparison import faults, mart_rows
+from recomputation import KEYS, Marts, read, read_inputs
 
 Dbt = Callable[..., Any]
 
@@ -37,39 +37,6 @@ RULES = {"failed_burst", "unusual_hour", "flapping", "battery_cliff", "silent", 
 def run(dbt: Dbt, *arguments: str) -> None:
     result = dbt("build", "--selector", "models", *arguments)
     assert result.success, result.exception or [each.message for each in result.result if each.status == "error"]
-
-
-def mart_rows(warehouse: Any) -> dict[str, list[Row]]:
-    return {
-        mart: read(warehouse, f"SELECT * FROM marts.{mart} ORDER BY {', '.join(key)}")  # noqa: S608
-        for mart, key in KEYS.items()
-    }
-
-
-def same(actual: Any, expected: Any) -> bool:
-    """Equal; numbers with a fraction nearly so, as two roads to one of them may round differently."""
-    if isinstance(expected, float) and isinstance(actual, float | int):
-        return math.isclose(actual, expected, rel_tol=1e-9, abs_tol=1e-6)
-    if isinstance(expected, dict) and isinstance(actual, dict):
-        return actual.keys() == expected.keys() and all(same(actual[name], expected[name]) for name in expected)
-    return bool(actual == expected)
-
-
-def faults(mart: str, actual_rows: list[Row], expected_rows: list[Row]) -> Iterable[str]:
-    actual, expected = (
-        {tuple(row[name] for name in KEYS[mart]): row for row in rows} for rows in (actual_rows, expected_rows)
-    )
-    assert len(expected) == len(expected_rows), f"{mart}: the recomputation has two rows of one key"
-    for key in sorted(actual.keys() | expected.keys(), key=str):
-        name = f"{mart} {' '.join(map(str, key))}"
-        if key not in actual:
-            yield f"{name} is missing: {expected[key]}"
-        elif key not in expected:
-            yield f"{name} should not be there: {actual[key]}"
-        elif list(actual[key]) != list(expected[key]):
-            yield f"{name} has the columns {list(actual[key])}, defined are {list(expected[key])}"
-        elif wrong := [column for column in expected[key] if not same(actual[key][column], expected[key][column])]:
-            yield f"{name} differs in {wrong}:\n  it is  {actual[key]}\n  not    {expected[key]}"
 
 
 def assert_marts_are_right(warehouse: Any) -> Marts:

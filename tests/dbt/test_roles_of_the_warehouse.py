@@ -32,7 +32,12 @@ KEY = "a key of thirty-two characters!!"
 # printf device:lock-1 | openssl dgst -sha256 -hmac "a key of thirty-two characters!!"
 LOCK_1 = "aaba77bfb0cb35308b907ce90f3ab7ea40229301fd1fd54f719d5a9543f9ab52"
 HOME_2 = "9d24ff7ba6b4f37378df3892f365dd8af5b43d2a75a30a1b6387761c7018affe"
-LOGINS = {"transform": "pipeline_transform", "analyst": "analyst_read", "dashboard": "dashboard_read"}
+LOGINS = {
+    "transform": "pipeline_transform",
+    "maintain": "pipeline_maintain",
+    "analyst": "analyst_read",
+    "dashboard": "dashboard_read",
+}
 DEVICES = """INSERT INTO raw_devices (device_id, household_id, device_type, updated_at)
     SELECT 'lock-' || n, 'home-' || 1 + n % 3, 'lock', now() - interval '9 days'
     FROM generate_series({first}, {last}) AS n"""
@@ -199,6 +204,18 @@ def test_the_dashboard_reads_every_mart_that_the_role_has_made(warehouse: Wareho
 
 
 VIEWS = "relnamespace = 'marts_pseudonymous'::regnamespace"
+
+
+def test_whoever_maintains_may_delete_from_every_mart_and_vacuum_it(warehouse: Warehouse) -> None:
+    of_schemas = "relkind = 'r' AND relnamespace::regnamespace::text IN ('marts', 'intermediate')"
+    made = warehouse.ask(
+        f"""SELECT relname, array_agg(may ORDER BY may) FILTER (WHERE has_table_privilege('maintain', oid, may))
+            FROM pg_class, unnest(ARRAY['DELETE', 'MAINTAIN', 'SELECT']) AS may
+            WHERE {of_schemas} AND relname NOT IN ('dbt_runs', 'model_watermarks') GROUP BY 1"""  # noqa: S608
+    )
+    assert len(made) > 15
+    assert [table for table, rights in made if rights != ["DELETE", "MAINTAIN", "SELECT"]] == []
+    assert warehouse.ask("SELECT count(*) FROM marts.fct_access_events", "maintain") == [(160,)]
 
 
 def test_the_next_run_shows_what_is_new_and_makes_a_view_anew_only_with_its_mart(warehouse: Warehouse) -> None:

@@ -75,7 +75,7 @@ class Loads(Database):
 
     def contents(self, table: str) -> list[Any]:
         """A raw table's rows, but for the way that they came and when."""
-        way = "'{kafka_partition, kafka_offset, ingested_at}'"
+        way = "'{kafka_partition, kafka_offset, file_load_id, ingested_at}'"
         return sorted(self.rows(f"SELECT (to_jsonb(t) - {way}::text[])::text FROM {table} AS t"))  # noqa: S608
 
     @contextmanager

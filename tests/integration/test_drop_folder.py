@@ -31,14 +31,18 @@ def test_a_file_in_the_drop_folder_is_loaded_and_moved_with_its_report(loads: Lo
         (drop / name).write_text(text)
         os.utime(drop / name, (time.time() - 61,) * 2)
     (drop / "growing.csv").write_text(HEADER)
+    (drop / "keep/a.csv").write_text(f"{HEADER}\n{row(4)}\n")
+    os.utime(drop / "keep/a.csv", (0, 0))
     out, err = loads.run(name="drop_folder", BATCH_DROP_DIR=str(drop))
-    assert out == "files loaded=2 known=1 failed=1 rows=3 stored=2 duplicates=0 dead=1\n"
+    assert out == "files loaded=3 known=1 failed=1 rows=4 stored=3 duplicates=0 dead=1\n"
     assert "growing.csv is left: it was written less than 60 s ago" in err
     left = {path.name for path in drop.iterdir()}
-    assert left == {"done", "failed", "mapping.json", "half.csv.part", ".hidden.csv", "growing.csv"}
+    assert left == {"done", "failed", "keep", "mapping.json", "half.csv.part", ".hidden.csv", "growing.csv"}
+    assert list((drop / "keep").iterdir()) == []
+    assert loads.rows("SELECT file_name FROM file_loads WHERE pinned") == [(str(drop / "keep/a.csv"),)]
     done = sorted(path.name.partition("Z-")[2] for path in (drop / "done").iterdir())
     assert done == sorted(
-        f"{name}{end}" for name in ("a.csv", "same.csv", "theirs.csv") for end in ("", ".report.json")
+        f"{name}{end}" for name in ("a.csv", "keep-a.csv", "same.csv", "theirs.csv") for end in ("", ".report.json")
     )
     [report] = (drop / "done").glob("*Z-a.csv.report.json")
     told = json.loads(report.read_text())
@@ -60,8 +64,8 @@ def test_an_outage_during_a_load_leaves_its_file_and_those_after_it(tmp_path: Pa
     for file in files:
         file.touch()
 
-    def cut(path: str, tell: object) -> Outcome:
+    def cut(path: str, tell: object, keep: bool) -> Outcome:
         raise psycopg2.OperationalError("server closed the connection")
 
-    assert drop_folder.load_all(files, cut) == 1
+    assert drop_folder.load_all(tmp_path, files, cut) == 1
     assert sorted(tmp_path.iterdir()) == files

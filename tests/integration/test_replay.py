@@ -166,7 +166,7 @@ def test_a_dry_run_says_what_would_happen_and_changes_nothing(letters: Letters) 
 def test_a_wider_contract_lets_the_old_letters_in(letters: Letters, monkeypatch: pytest.MonkeyPatch) -> None:
     ajar = letters.put(event(event_type="ajar"), reason="bad_value")
     letters.put(event(event_type="broken"), reason="bad_value")
-    args = argparse.Namespace(reason="bad_value", topic=None, since=None, max=None, dry_run=False)
+    args = argparse.Namespace(reason="bad_value", topic=None, since=None, max=None, dry_run=False, retention_days=None)
     with closing(letters.connect()) as connection:
         replay_dead_letters.replay(connection, args)
         assert letters.fates()[ajar] == "still_invalid"

@@ -30,7 +30,7 @@ def logins(database: dict[str, str]) -> Iterator[Logins]:
     """libpq's variables of a login for each role, by the role's name; the database has a mart, made as dbt makes it."""
     owner = Database(database)
     made = {}
-    for role in ("pipeline_ingest", "pipeline_transform", "dashboard_read", "analyst_read"):
+    for role in ("pipeline_ingest", "pipeline_transform", "pipeline_maintain", "dashboard_read", "analyst_read"):
         login = f"only_{role}"
         owner.execute(f"CREATE ROLE {login} LOGIN PASSWORD '{PASSWORD}' IN ROLE {role}")
         made[role] = {**database, "PGUSER": login, "PGPASSWORD": PASSWORD}
@@ -58,6 +58,8 @@ REFUSED = {
         "DELETE FROM ingest_offsets",
         "DELETE FROM ingest_minutes",
         "DELETE FROM dead_letters",
+        "SELECT FROM device_horizons",
+        "SELECT FROM sweeps",
         "TRUNCATE dead_letters",
         "UPDATE dead_letters SET value = NULL",
         "UPDATE dead_letters SET reason = 'none'",
@@ -91,6 +93,10 @@ REFUSED = {
         "SELECT FROM ingest_offsets",
         "SELECT FROM ingest_ledger",
         "SELECT FROM dead_letters",
+        "SELECT FROM file_loads",
+        "UPDATE device_horizons SET horizon = now()",
+        "DELETE FROM device_horizons",
+        "UPDATE sweeps SET deleted = '{}'",
         "SELECT brin_summarize_new_values('raw_access_events_ingested_at')",
         "UPDATE pseudonyms SET pseudonym = 'mine'",
         "DELETE FROM pseudonyms",
@@ -102,8 +108,35 @@ REFUSED = {
         "SELECT FROM live.devices",
         "SET ROLE pipeline_ingest",
     ],
+    "pipeline_maintain": [
+        "INSERT INTO raw_access_events SELECT * FROM raw_access_events",
+        "UPDATE raw_access_events SET event_type = 'open'",
+        "TRUNCATE raw_access_events",
+        "UPDATE raw_device_health SET is_online = true",
+        "SELECT FROM raw_devices",
+        "DELETE FROM raw_devices",
+        "DELETE FROM raw_households",
+        "DELETE FROM ingest_offsets",
+        "UPDATE ingest_minutes SET stored = 0",
+        "UPDATE dead_letters SET value = NULL",
+        "TRUNCATE dead_letters",
+        "UPDATE file_loads SET pinned = false",
+        "DELETE FROM device_horizons",
+        "DELETE FROM sweeps",
+        "SELECT FROM pseudonyms",
+        "DROP TABLE raw_access_events",
+        "CREATE TABLE public.mine ()",
+        "CREATE TABLE marts.mine ()",
+        "CREATE SCHEMA mine",
+        "SELECT FROM live.devices",
+        "SELECT FROM marts_pseudonymous.visits",
+        "SET ROLE pipeline_transform",
+        "SET ROLE pipeline_ingest",
+    ],
     "dashboard_read": [
         "SELECT FROM raw_access_events",
+        "SELECT FROM sweeps",
+        "SELECT FROM device_horizons",
         "SELECT FROM raw_devices",
         "SELECT FROM dead_letters",
         "SELECT FROM ingest_offsets",
@@ -159,6 +192,7 @@ def answer(connection: Any, statement: str) -> str:
 ALLOWED = {
     "pipeline_transform": [
         "SELECT * FROM raw_access_events, raw_device_health, raw_devices, raw_households, ingest_minutes",
+        "SELECT * FROM device_horizons, sweeps",
         "SELECT public.summarize_arrivals()",
         "SELECT pg_try_advisory_lock(1, 2)",
         "INSERT INTO pseudonyms VALUES ('device', 'lock', 'somebody')",
@@ -226,6 +260,28 @@ def test_a_consumer_that_lacks_a_table_or_a_right_says_which(stream: Stream, log
         f"the database {stream.environment['PGDATABASE']} lacks dead_letters, and PGUSER=only_pipeline_ingest may not"
     )
     assert running.log.startswith(said)
+
+
+def test_a_sweep_needs_no_more_than_pipeline_maintain(database: dict[str, str], logins: Logins) -> None:
+    owner = Database(database)
+    owner.execute(
+        "INSERT INTO raw_access_events (event_id, device_id, event_ts, event_type, trigger_source)"
+        " SELECT uuidv7(), 'lock', timestamptz '2025-06-01' + n * interval '1 h', kind, 'app'"
+        " FROM unnest(ARRAY['open', 'close', 'open']) WITH ORDINALITY AS events (kind, n)"
+    )
+    command = [sys.executable, "streaming/apply_retention.py", "--retention-days", "90"]
+    env = {**os.environ, **logins["pipeline_maintain"]}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("gone: raw_access_events=2 before="), done.stderr
+    statistics = "SELECT last_vacuum IS NOT NULL FROM pg_stat_user_tables WHERE relname = 'raw_access_events'"
+    assert owner.one(statistics)
+
+    owner.execute("INSERT INTO raw_device_health (device_id, reported_at, is_online) VALUES ('lock', now(), true)")
+    owner.execute("REVOKE DELETE ON raw_device_health FROM pipeline_maintain")
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "PostgreSQL refuses PGUSER=only_pipeline_maintain: permission denied for table raw_device_hea" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 RIGHTS = """

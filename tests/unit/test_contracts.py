@@ -53,6 +53,7 @@ REASONS = {
     "key_mismatch",
     "missing_field",
     "not_an_object",
+    "older_than_retention",
     "time_in_future",
     "time_too_early",
     "tombstone",
@@ -439,7 +440,7 @@ def test_decode_is_deterministic(key: bytes | None) -> None:
 def test_every_reason_is_seen_in_the_tables() -> None:
     seen = {case.reason for case in REFUSED.values()} | {reason for _, reason in BYTES_REFUSED.values()}
     source = set(re.findall(r'InvalidRecord\(\s*"(\w+)"', Path(contracts.__file__).read_text()))
-    assert seen | {"key_mismatch"} == source == REASONS
+    assert seen | {"key_mismatch", "older_than_retention"} == source == REASONS
 
 
 def test_parse_json_takes_what_is_no_record() -> None:

@@ -43,13 +43,14 @@ def rows_of(path: str, delimiter: str = "") -> list[Row]:
 def encoded(path: str, table: str = "", mapping: dict[str, str | None] | None = None, delimiter: str = "") -> Encoded:
     with CsvFile(path) as file:
         first, *rows = file.rows(delimiter)
-        return Header(first, file.delimiter, table, mapping or {}).encode(rows, AT, 0)
+        return Header(first, file.delimiter, table, mapping or {}).encode(rows, AT, 0, load=7)
 
 
 def columns_of(contract: Contract, line: str) -> dict[str, str | None]:
     texts = [None if text == "\\N" else text.replace("\\\\", "\\") for text in line.rstrip("\n").split("\t")]
-    assert texts[-2:] == [None, None]  # no place in Kafka
-    return dict(zip(contract.columns, texts[:-2], strict=True))
+    origin = [None, None] if contract.compacted else [None, None, "7"]  # no place in Kafka; the file's load
+    assert texts[len(contract.columns) :] == origin
+    return dict(zip(contract.columns, texts, strict=False))
 
 
 def reasons(found: Encoded) -> list[tuple[int, str]]:

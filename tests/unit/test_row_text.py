@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import row_text
-from contracts import CONTRACTS, DEVICES, EVENTS, HEALTH, MAX_VALUE_BYTES, Contract, InvalidRecord
+from contracts import CONTRACTS, DEVICES, EVENTS, HEALTH, HOUSEHOLDS, MAX_VALUE_BYTES, Contract, InvalidRecord
 from record import Record
 from row_text import Encoded, copy_line, encode
 
@@ -57,14 +57,14 @@ def meaning(contract: Contract, fields: list[str | None]) -> list[Any]:
     return [None if text is None else MEANING.get(name, str)(text) for name, text in zip(names, fields, strict=True)]
 
 
-def assert_agreement(contract: Contract, records: list[Record]) -> Encoded:
+def assert_agreement(contract: Contract, records: list[Record], oldest: datetime | None = None) -> Encoded:
     """Holds one poll against the definition; what stands for `now` is the same for both."""
     rows, dead, mismatched = [], [], set()
     with patch("contracts.time.time", return_value=AT.timestamp()):
-        found = encode(contract, PARTITION, [tuple(each) for each in records])  # as they come, without names
+        found = encode(contract, PARTITION, [tuple(each) for each in records], oldest)  # as they come, without names
         for each in records:
             try:
-                columns = contract.decode(each.value, each.key, each.timestamp)
+                columns = contract.decode(each.value, each.key, each.timestamp, oldest)
             except InvalidRecord as error:
                 dead.append((each, error.reason, error.detail))
                 continue
@@ -281,6 +281,37 @@ def test_the_five_minutes_end_at_the_microsecond(contract: Contract, microsecond
 
 
 @quick
+@pytest.mark.parametrize("microseconds", [-1, 0, 1, 500_000])
+def test_the_retention_ends_at_the_microsecond(contract: Contract, microseconds: int) -> None:
+    oldest = AT - timedelta(days=90) + timedelta(microseconds=microseconds)
+    around = (-1_000_000, -999_999, -500_000, -1, 0, 1, 499_999, 500_000, 999_999, 1_000_000)
+    times = [AT - timedelta(days=90) + timedelta(microseconds=each) for each in around]
+    polls = [kafka_record(contract, {WHEN[contract.topic]: iso(at)}, number) for number, at in enumerate(times)]
+    too_old = [number for number, at in enumerate(times) if at < oldest]
+    for poll in (polls, among_plain_ones(contract, polls), *([each] for each in polls)):
+        found = assert_agreement(contract, poll, oldest)
+        assert {error.reason for _, error in found.dead} <= {"older_than_retention"}
+        assert len(found.dead) == len(too_old) or len(poll) == 1
+    [*_, (_, error)] = assert_agreement(contract, polls, oldest).dead
+    assert error.detail.startswith(f"{WHEN[contract.topic]} lies before 2026-02-0")
+    assert error.detail.endswith(" UTC, the limit that RETENTION_DAYS sets")
+    offset = kafka_record(contract, {WHEN[contract.topic]: "2026-02-03 12:30:00+02:00"})  # goes the long way
+    assert len(assert_agreement(contract, [offset], AT - timedelta(days=90)).dead) == 1
+
+
+@pytest.mark.parametrize("contract", [DEVICES, HOUSEHOLDS], ids=lambda contract: contract.table)
+def test_entries_of_the_registry_are_of_any_age(contract: Contract) -> None:
+    assert not assert_agreement(contract, [kafka_record(contract, {"updated_at": "2001-01-01T00:00:00Z"})], AT).dead
+
+
+@quick
+def test_what_is_young_enough_takes_the_shortcut(contract: Contract) -> None:
+    records = among_plain_ones(contract, [])
+    with patch.object(Contract, "decode", side_effect=AssertionError("the long way")):
+        assert len(encode(contract, PARTITION, records, AT - timedelta(days=1)).lines) == 500
+
+
+@quick
 @pytest.mark.parametrize("device", ["lock-1", "front door", 7], ids=["plain", "odd", "integer"])
 def test_a_foreign_key_is_counted_once_and_only_for_rows(contract: Contract, device: str | int) -> None:
     right = kafka_record(contract, {"device_id": device}, 0)
@@ -314,6 +345,7 @@ def polls(draw: st.DrawFn) -> tuple[Contract, list[Record]]:
 @example((DEVICES, [Record(0, -1, b"lock-1", None, ())]))
 def test_any_poll_whatever(poll: tuple[Contract, list[Record]]) -> None:
     assert_agreement(*poll)
+    assert_agreement(*poll, AT - timedelta(minutes=1))
 
 
 _NEARLY_PLAIN = {
@@ -338,7 +370,8 @@ def test_records_on_both_sides_of_being_plain(data: st.DataObject) -> None:
         names = data.draw(st.sets(st.sampled_from(sorted(VALID[contract.topic])), max_size=2))
         changes = {name: data.draw(_NEARLY_PLAIN[name], label=name) for name in sorted(names)}
         records.append(Record(at, AT_MS, b"lock-1", encoded(record(contract, changes)), ()))
-    assert_agreement(contract, records)
+    oldest = data.draw(st.none() | st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)))
+    assert_agreement(contract, records, oldest)
 
 
 @settings(max_examples=300)

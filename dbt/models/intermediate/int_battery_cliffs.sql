@@ -92,4 +92,9 @@ computed as (
     where from_pct - to_pct >= 10 and hour_starts_at - from_hour <= interval '24 hours'
 )
 
-{{ with_vanished('computed', 'existing', ['device_id', 'hour_starts_at']) }}
+{% set hour_ends_at = "rows.hour_starts_at + interval '1 hour'" %}
+{% set frozen = [
+    is_swept('health', 'rows.hour_starts_at', hour_ends_at),
+    lacks_aggregates('health', 'rows.hour_starts_at', hour_ends_at, before='2 days'),
+] %}
+{{ with_vanished('computed', 'existing', ['device_id', 'hour_starts_at'], frozen) }}

@@ -47,6 +47,8 @@ together as (
     select *
     from {{ this }}
     where device_id in (select arrived.device_id from arrived)
+    {% else %}
+    {{ take_over(['rows.device_id in (select device_id from ' ~ ref('stg_device_horizons') ~ ')']) }}
     {% endif %}
 )
 

@@ -57,7 +57,9 @@ existing as (
 
 events as (
     {% if is_incremental() %}
-    select events.*
+    select
+        events.*,
+        {{ sweeps_before('events.event_at') }} as sweeps_before
     from starts
     cross join {% call look_up(ref('fct_access_events')) %}
         candidates.device_id = starts.device_id
@@ -65,21 +67,26 @@ events as (
         and (candidates.event_at, candidates.event_id) >= (starts.starts_at, starts.first_event_id)
         and candidates.event_type in ('open', 'fail')
     {% endcall %} as events
+    {{ left_join_horizons('events', 'events') }}
+    where {{ is_outside_sweep('events.event_at') }}
     {% else %}
-    select *
-    from {{ ref('fct_access_events') }}
-    where event_type in ('open', 'fail')
+    select
+        events.*,
+        {{ sweeps_before('events.event_at') }} as sweeps_before
+    from {{ ref('fct_access_events') }} as events
+    {{ left_join_horizons('events', 'events') }}
+    where events.event_type in ('open', 'fail') and {{ is_outside_sweep('events.event_at') }}
     {% endif %}
 ),
 
--- failures between the same two opens have the same number
+-- failures between the same two opens, or an open and a sweep, have the same number
 numbered as (
     select
         *,
         count(*) filter (where event_type = 'open') over (
             partition by device_id
             order by event_at, event_id
-        ) as opens_before
+        ) + sweeps_before as opens_before
     from events
 ),
 
@@ -142,4 +149,6 @@ computed as (
     group by fails.device_id, bounds.opens_before, bounds.first_position
 )
 
-{{ with_vanished('computed', 'existing', ['device_id', 'first_event_id']) }}
+-- a failure within ten minutes would have belonged to it
+{% set frozen = [is_swept('events', 'rows.started_at', "rows.ended_at + interval '10 minutes 1 microsecond'")] %}
+{{ with_vanished('computed', 'existing', ['device_id', 'first_event_id'], frozen, is_sequence=true) }}

@@ -62,14 +62,23 @@ existing as (
 
 reports as (
     {% if is_incremental() %}
-    select health.*
+    select
+        health.*,
+        {{ sweeps_before('health.reported_at') }} as sweeps_before
     from starts
     cross join {% call look_up(ref('stg_device_health')) %}
         candidates.device_id = starts.device_id
         and candidates.reported_at >= starts.starts_at
     {% endcall %} as health
+    {{ left_join_horizons('health', 'health') }}
+    where {{ is_outside_sweep('health.reported_at') }}
     {% else %}
-    select * from {{ ref('stg_device_health') }}
+    select
+        health.*,
+        {{ sweeps_before('health.reported_at') }} as sweeps_before
+    from {{ ref('stg_device_health') }} as health
+    {{ left_join_horizons('health', 'health') }}
+    where {{ is_outside_sweep('health.reported_at') }}
     {% endif %}
 ),
 
@@ -78,8 +87,9 @@ numbered as (
         device_id,
         reported_at,
         ingested_at,
-        row_number() over (partition by device_id order by reported_at) as position,
-        is_online <> lag(is_online) over (partition by device_id order by reported_at) as is_change
+        -- no spell reaches over a sweep
+        row_number() over (partition by device_id order by reported_at) + 21 * sweeps_before as position,
+        is_online <> lag(is_online) over (partition by device_id, sweeps_before order by reported_at) as is_change
     from reports
 ),
 
@@ -146,4 +156,5 @@ computed as (
     group by counted.device_id, counted.first_position, counted.last_position, counted.changes, counted.started_at
 )
 
-{{ with_vanished('computed', 'existing', ['device_id', 'started_at']) }}
+{% set frozen = [is_swept('health', 'rows.started_at', "rows.ended_at + interval '1 microsecond'")] %}
+{{ with_vanished('computed', 'existing', ['device_id', 'started_at'], frozen, is_sequence=true) }}

@@ -117,4 +117,9 @@ computed as (
         and profiles.usual_hours & (1 << ((hours.local_hour + 1) % 24)) = 0
 )
 
-{{ with_vanished('computed', 'existing', ['device_id', 'hour_starts_at']) }}
+{% set hour_ends_at = "rows.hour_starts_at + interval '1 hour'" %}
+{% set frozen = [
+    is_swept('events', 'rows.hour_starts_at', hour_ends_at),
+    lacks_aggregates('events', 'rows.hour_starts_at', hour_ends_at, before='30 days'),
+] %}
+{{ with_vanished('computed', 'existing', ['device_id', 'hour_starts_at'], frozen) }}

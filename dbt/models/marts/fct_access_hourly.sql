@@ -91,4 +91,5 @@ computed as (
     from counted
 )
 
-{{ with_vanished('computed', 'touched', ['device_id', 'hour_starts_at']) }}
+{% set frozen = [is_swept('events', 'rows.hour_starts_at', "rows.hour_starts_at + interval '1 hour'")] %}
+{{ with_vanished('computed', 'touched', ['device_id', 'hour_starts_at'], frozen) }}

@@ -300,6 +300,24 @@ computed as (
         on observed.device_id = session_days.device_id and observed.local_date = session_days.local_date
     left join offline_days
         on observed.device_id = offline_days.device_id and observed.local_date = offline_days.local_date
+),
+
+swept as (
+    select
+        devices.device_id,
+        devices.time_zone,
+        horizons.swept_from,
+        horizons.horizon_at
+    from devices
+    inner join {{ ref('stg_device_horizons') }} as horizons on devices.device_id = horizons.device_id
 )
 
-{{ with_vanished('computed', 'existing', ['device_id', 'local_date']) }}
+{% set is_swept = "exists (
+    select 1
+    from swept
+    where
+        swept.device_id = rows.device_id
+        and swept.horizon_at > cast(rows.local_date as timestamp) at time zone swept.time_zone
+        and swept.swept_from < cast(rows.local_date + 1 as timestamp) at time zone swept.time_zone
+)" %}
+{{ with_vanished('computed', 'existing', ['device_id', 'local_date'], [is_swept]) }}

@@ -142,4 +142,5 @@ computed as (
     cross join data_clock
 )
 
-{{ with_vanished('computed', 'touched', ['device_id', 'hour_starts_at']) }}
+{% set frozen = [is_swept('health', 'rows.hour_starts_at', "rows.hour_starts_at + interval '1 hour'")] %}
+{{ with_vanished('computed', 'touched', ['device_id', 'hour_starts_at'], frozen) }}

@@ -47,6 +47,11 @@ touched as (
         candidates.hour_starts_at > hours_of_moved.hour_starts_at - interval '1 hour'
         and candidates.hour_starts_at < hours_of_moved.hour_starts_at + interval '1 hour'
     {% endcall %} as earlier
+    union
+    -- hours to be made anew of which no device may be left
+    select hour_starts_at
+    from {{ this }}
+    where false {{ or_in_backfill('hour_starts_at') }}
 ),
 
 existing as (
@@ -138,4 +143,5 @@ computed as (
             and accesses.local_hour = signals.local_hour
 )
 
-{{ with_vanished('computed', 'existing', ['hour_starts_at', 'local_date', 'local_hour']) }}
+{% set frozen = [is_beyond_aggregates('rows.hour_starts_at')] %}
+{{ with_vanished('computed', 'existing', ['hour_starts_at', 'local_date', 'local_hour'], frozen) }}

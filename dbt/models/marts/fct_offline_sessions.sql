@@ -87,8 +87,13 @@ reports as (
         candidates.device_id = starts.device_id
         and candidates.reported_at >= starts.starts_at
     {% endcall %} as health
+    {{ left_join_horizons('health', 'health') }}
+    where {{ is_outside_sweep('health.reported_at') }}
     {% else %}
-    select * from {{ ref('stg_device_health') }}
+    select health.*
+    from {{ ref('stg_device_health') }} as health
+    {{ left_join_horizons('health', 'health') }}
+    where {{ is_outside_sweep('health.reported_at') }}
     {% endif %}
 ),
 
@@ -143,4 +148,6 @@ computed as (
         or coalesce(followed.ended_at, data_clock.data_clock_at) - followed.began_at > {{ longest_gap }}
 )
 
-{{ with_vanished('computed', 'existing', ['device_id', 'started_at']) }}
+-- one over what was swept is among them: the horizon is an online report
+{% set frozen = [is_swept('health', 'rows.started_at', "rows.ended_at + interval '1 microsecond'")] %}
+{{ with_vanished('computed', 'existing', ['device_id', 'started_at'], frozen, is_sequence=true) }}

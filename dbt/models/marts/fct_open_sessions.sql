@@ -66,7 +66,11 @@ earliest as (
 starts as (
     select
         earliest.device_id,
-        coalesce(begun.opened_at, earliest.event_at) as starts_at,
+        case
+            -- an opening that a sweep has left without its close is no row of the table
+            when earliest.event_at < horizons.horizon_at then '-infinity'
+            else coalesce(begun.opened_at, earliest.event_at)
+        end as starts_at,
         coalesce(begun.session_id, earliest.event_id) as first_event_id
     from earliest
     left join lateral (
@@ -80,6 +84,7 @@ starts as (
         order by sessions.opened_at desc, sessions.session_id desc
         limit 1
     ) as begun on true
+    {{ left_join_horizons('earliest', 'events') }}
 ),
 
 existing as (
@@ -94,7 +99,9 @@ existing as (
 
 events as (
     {% if is_incremental() %}
-    select events.*
+    select
+        events.*,
+        {{ sweeps_before('events.event_at') }} as sweeps_before
     from starts
     cross join {% call look_up(ref('fct_access_events')) %}
         candidates.device_id = starts.device_id
@@ -102,14 +109,19 @@ events as (
         and (candidates.event_at, candidates.event_id) >= (starts.starts_at, starts.first_event_id)
         and candidates.event_type in ('open', 'close')
     {% endcall %} as events
+    {{ left_join_horizons('events', 'events') }}
+    where {{ is_outside_sweep('events.event_at') }}
     {% else %}
-    select *
-    from {{ ref('fct_access_events') }}
-    where event_type in ('open', 'close')
+    select
+        events.*,
+        {{ sweeps_before('events.event_at') }} as sweeps_before
+    from {{ ref('fct_access_events') }} as events
+    {{ left_join_horizons('events', 'events') }}
+    where events.event_type in ('open', 'close') and {{ is_outside_sweep('events.event_at') }}
     {% endif %}
 ),
 
--- one number for all events from after a close up to the next one
+-- one number for all events from after a close, or a sweep, up to the next one
 numbered as (
     select
         *,
@@ -117,7 +129,7 @@ numbered as (
             partition by device_id
             order by event_at, event_id
             rows between unbounded preceding and 1 preceding
-        ) as closes_before
+        ) + sweeps_before as closes_before
     from events
 ),
 
@@ -184,4 +196,5 @@ computed as (
     from measured
 )
 
-{{ with_vanished('computed', 'existing', ['session_id']) }}
+{% set frozen = [is_swept('events', 'rows.opened_at', "rows.closed_at + interval '1 microsecond'")] %}
+{{ with_vanished('computed', 'existing', ['session_id'], frozen, is_sequence=true) }}

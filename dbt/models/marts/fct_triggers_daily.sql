@@ -80,6 +80,26 @@ computed as (
         max(ingested_at) as source_ingested_at
     from events
     group by household_id, local_date, trigger_source, event_type
+),
+
+-- what was swept of any device that has ever belonged to the household
+swept as (
+    select distinct
+        versions.household_id,
+        versions.time_zone,
+        horizons.swept_from,
+        horizons.horizon_at
+    from {{ ref('dim_devices') }} as versions
+    inner join {{ ref('stg_device_horizons') }} as horizons
+        on versions.device_id = horizons.device_id and horizons.stream = 'events'
 )
 
-{{ with_vanished('computed', 'existing', ['household_id', 'trigger_source', 'event_type', 'local_date']) }}
+{% set is_swept = "exists (
+    select 1
+    from swept
+    where
+        swept.household_id = rows.household_id
+        and swept.horizon_at > cast(rows.local_date as timestamp) at time zone swept.time_zone
+        and swept.swept_from < cast(rows.local_date + 1 as timestamp) at time zone swept.time_zone
+)" %}
+{{ with_vanished('computed', 'existing', ['household_id', 'trigger_source', 'event_type', 'local_date'], [is_swept]) }}

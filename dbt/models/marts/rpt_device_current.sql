@@ -59,11 +59,15 @@ described as (
         hours.signal_median_dbm,
         charged.battery_last_pct,
         forecast.band as battery_band,
+        horizons.swept_from,
+        horizons.horizon_at as swept_until,
         coalesce(open_anomalies.open_anomalies, 0) as open_anomalies
     from known
     left join silent on known.device_id = silent.device_id
     left join open_anomalies on known.device_id = open_anomalies.device_id
     left join {{ ref('fct_battery_forecast') }} as forecast on known.device_id = forecast.device_id
+    left join {{ ref('stg_device_horizons') }} as horizons
+        on known.device_id = horizons.device_id and horizons.stream = 'events'
     left join lateral (
         select
             events.event_type,
@@ -111,5 +115,7 @@ select
     open_anomalies,
     is_online,
     case when not is_silent then moved_at end as state_since,
-    last_seen_at
+    last_seen_at,
+    swept_from,
+    swept_until
 from described

@@ -1,4 +1,5 @@
--- Minutes are those of arrival, so only the newest change.
+-- Minutes are those of arrival, so only the newest change. A minute of which a sweep has removed rows stays as it was:
+-- without them it would have fewer than the table has.
 {{
     config(
         materialized='incremental',
@@ -62,17 +63,45 @@ refused as (
         and {{ is_new("minute_starts_at + interval '1 minute'", 'minute_starts_at') }}
         {% endif %}
     group by stream, minute_starts_at
+),
+
+computed as (
+    select
+        coalesce(stored.stream, refused.stream) as stream,
+        coalesce(stored.rows_in, 0) as rows_in,
+        cast(coalesce(refused.duplicates, 0) as bigint) as duplicates,
+        coalesce(stored.late_rows, 0) as late_rows,
+        cast(coalesce(refused.dead_letters, 0) as bigint) as dead_letters,
+        stored.lags[1] as lag_p50_seconds,
+        stored.lags[2] as lag_p95_seconds,
+        stored.lags[3] as lag_p99_seconds,
+        coalesce(stored.minute_starts_at, refused.minute_starts_at) as minute_starts_at
+    from stored
+    full outer join refused on stored.stream = refused.stream and stored.minute_starts_at = refused.minute_starts_at
 )
 
-select
-    coalesce(stored.stream, refused.stream) as stream,
-    coalesce(stored.rows_in, 0) as rows_in,
-    cast(coalesce(refused.duplicates, 0) as bigint) as duplicates,
-    coalesce(stored.late_rows, 0) as late_rows,
-    cast(coalesce(refused.dead_letters, 0) as bigint) as dead_letters,
-    stored.lags[1] as lag_p50_seconds,
-    stored.lags[2] as lag_p95_seconds,
-    stored.lags[3] as lag_p99_seconds,
-    coalesce(stored.minute_starts_at, refused.minute_starts_at) as minute_starts_at
-from stored
-full outer join refused on stored.stream = refused.stream and stored.minute_starts_at = refused.minute_starts_at
+{% set swept_by = "(
+    select coalesce(max(coalesce(ended_at, 'infinity')), '-infinity') from " ~ ref('stg_sweeps') ~ "
+)" %}
+{% set is_beyond = is_beyond_aggregates('rows.minute_starts_at') %}
+{% set is_fuller = "rows.minute_starts_at < " ~ swept_by ~ " and not exists (
+    select 1
+    from computed
+    where
+        computed.stream = rows.stream
+        and computed.minute_starts_at = rows.minute_starts_at
+        and computed.rows_in >= rows.rows_in
+)" %}
+{% set was_fuller = "exists (
+    select 1
+    from " ~ this ~ " as known
+    where
+        known.stream = rows.stream
+        and known.minute_starts_at = rows.minute_starts_at
+        and known.minute_starts_at < " ~ swept_by ~ "
+        and known.rows_in > rows.rows_in
+)" if is_incremental() or replaced_table() else "false" %}
+select rows.*
+from computed as rows
+where not ({{ is_beyond }}) and not ({{ was_fuller }})
+{{ take_over([is_beyond, is_fuller]) }}
