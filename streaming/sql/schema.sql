@@ -209,6 +209,7 @@ CREATE TABLE IF NOT EXISTS erasures (
     tombstones     integer,  -- sent to Kafka; NULL: none, it was done without Kafka
     recompute_from timestamptz,  -- what is still to be computed anew; NULL at the end
     recompute_to   timestamptz,
+    recompute_all  boolean     NOT NULL DEFAULT false,  -- and not only the fleet's sums: a device of it moved
     started_at     timestamptz NOT NULL DEFAULT now(),
     ended_at       timestamptz  -- NULL: it was interrupted, and is to be started again
 );

@@ -47,6 +47,11 @@ touched as (
         candidates.hour_starts_at > hours_of_moved.hour_starts_at - interval '1 hour'
         and candidates.hour_starts_at < hours_of_moved.hour_starts_at + interval '1 hour'
     {% endcall %} as earlier
+    union
+    -- of a backfill also the hours whose devices are gone
+    select hour_starts_at
+    from {{ this }}
+    where false {{ or_in_backfill('hour_starts_at') }}
 ),
 
 existing as (
