@@ -156,9 +156,7 @@ def replay(connection: Any, args: argparse.Namespace) -> int:
         with connection, connection.cursor() as cursor:
             cursor.execute(TAKE, values | {"after": after, "limit": min(left, PER_TRANSACTION)})
             letters = cursor.fetchall()
-            cursor.execute(
-                f"SELECT {VERSION}"
-            )  # an erasure keeps everybody from the letters while it lays down its list
+            cursor.execute(VERSION)
             suppressions.update(cursor, cursor.fetchone()[0])
             for letter in letters:
                 fate, detail = _replay_one(cursor, suppressions, *letter[1:])

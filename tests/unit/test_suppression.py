@@ -1,4 +1,4 @@
-"""What the writers hold back of a batch: rows by their ids and times, and invalid records by whatever stands in them."""
+"""What writers hold back of a batch: rows by their ids and times, invalid records by whatever stands in them."""
 
 from __future__ import annotations
 
