@@ -157,7 +157,7 @@ def reach_kafka(args: argparse.Namespace) -> Delivery:
 
 
 def send_tombstones(delivery: Delivery, household: Household) -> None:
-    for device in household.present:
+    for device in household.tombstones:
         delivery.send(DEVICES.topic, device.encode(), None)
     delivery.send(HOUSEHOLDS.topic, household.name.encode(), None)
     try:
@@ -191,8 +191,10 @@ def delete(connection: Any, number: int, household: Household) -> dict[str, int]
         erasure.delete_registry(cursor, number, household, tables)
     recompute(connection, number)
     with connection, connection.cursor() as cursor:
-        rows = erasure.end(cursor, number)
+        rows = erasure.rows_deleted(cursor, number)
     vacuum(connection, [table for table in tables if rows.get(str(table))])
+    with connection, connection.cursor() as cursor:
+        erasure.end(cursor, number)
     return rows
 
 
@@ -220,6 +222,7 @@ def vacuum(connection: Any, tables: list[Table]) -> None:
         for table in tables:
             if erased_tables.exists(cursor, table.identifier):
                 cursor.execute(sql.SQL("VACUUM (TRUNCATE false) {}").format(table.identifier))
+    connection.autocommit = False
 
 
 def release(connection: Any, name: str) -> int:

@@ -46,8 +46,6 @@ SWEPT = ("device_horizons",)
 REGISTRY = ("raw_devices", "raw_households", "devices_history", "households_history")
 
 KNOWN = {*FACTS, *VERSIONS, *WHOLE_DEVICES, *SWEPT, *REGISTRY}
-# They name a device or a household in other ways: erasure.py sees to them
-OTHERWISE = {"dead_letters", "file_loads", "pseudonyms"}
 
 WITH_DEVICES = """
 SELECT nspname, relname, array_agg(attname::text), has_table_privilege(c.oid, 'DELETE'), pg_relation_size(c.oid) / 8192
@@ -97,6 +95,11 @@ class Household:
     @property
     def devices(self) -> list[str]:
         return [*self.whole, *self.moved]
+
+    @property
+    def tombstones(self) -> list[str]:
+        """The devices that the registry is to forget."""
+        return sorted({*self.whole, *self.present})
 
 
 class Deleted(NamedTuple):

@@ -189,12 +189,16 @@ def to_recompute(cursor: Any, erasure: int) -> Recompute:
     return Recompute(*cursor.fetchone())
 
 
-def end(cursor: Any, erasure: int) -> dict[str, int]:
-    """The rows deleted, by table."""
-    cursor.execute(
-        "UPDATE erasures SET ended_at = clock_timestamp(), recompute_from = NULL, recompute_to = NULL"
-        " WHERE erasure_id = %s RETURNING rows",
-        (erasure,),
-    )
+def rows_deleted(cursor: Any, erasure: int) -> dict[str, int]:
+    """By table."""
+    cursor.execute("SELECT rows FROM erasures WHERE erasure_id = %s", (erasure,))
     rows: dict[str, int] = cursor.fetchone()[0]
     return rows
+
+
+def end(cursor: Any, erasure: int) -> None:
+    cursor.execute(
+        "UPDATE erasures SET ended_at = clock_timestamp(), recompute_from = NULL, recompute_to = NULL"
+        " WHERE erasure_id = %s",
+        (erasure,),
+    )

@@ -37,7 +37,7 @@ def suppress(cursor: Any, household: Household, tombstones: bool) -> int:
     cursor.execute(
         "UPDATE erasures SET tombstones = greatest(tombstones, %s), recompute_all = recompute_all OR %s"
         " WHERE erasure_id = %s",
-        (len(household.present) + 1 if tombstones else None, bool(household.moved), erasure),
+        (len(household.tombstones) + 1 if tombstones else None, bool(household.moved), erasure),
     )
     spans = [(HOUSEHOLD, household.name, "-infinity", "infinity")]
     spans += [(DEVICE, device, "-infinity", "infinity") for device in household.whole]
