@@ -100,6 +100,8 @@ def erase(connection: Any, args: argparse.Namespace) -> int:
         return 1
     delivery = None if args.without_kafka else reach_kafka(args)
     with connection, connection.cursor() as cursor:
+        suppression_list.hold_writers(cursor)
+        household = erasure.find(cursor, args.household, tables)  # again: a writer may have brought a device meanwhile
         number = suppression_list.suppress(cursor, household, tombstones=delivery is not None)
     try:
         log.info("begun: nothing of the household is taken any more")

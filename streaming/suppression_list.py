@@ -21,14 +21,17 @@ SELECT erasure_id FROM suppressions JOIN erasures USING (erasure_id)
 WHERE digest = %s AND erasures.ended_at IS NULL"""
 
 
-def suppress(cursor: Any, household: Household, tombstones: bool) -> int:
-    """Lays down the list within a barrier, and returns the audit's number, of an erasure that was begun before if so.
+def hold_writers(cursor: Any) -> None:
+    """Until the transaction ends. What they had under way is in the tables then, and what comes after sees the list.
 
-    When it has committed, whatever a writer had under way is in the tables, and nothing comes after it.
-    Raises psycopg2.errors.LockNotAvailable when a writer does not come to an end.
+    Raises psycopg2.errors.LockNotAvailable when one of them does not come to an end.
     """
     cursor.execute("SET LOCAL lock_timeout = %s", (f"{BARRIER_WAIT_S}s",))
     cursor.execute(BARRIER)
+
+
+def suppress(cursor: Any, household: Household, tombstones: bool) -> int:
+    """Lays down the list, while writers are held; the audit's number, of an erasure that was begun before if so."""
     salt = _salt(cursor, make=True)
     erasure = unfinished(cursor, household.name)
     if erasure is None:

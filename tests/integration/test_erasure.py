@@ -36,6 +36,11 @@ SELECT nspname, relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = rel
 WHERE relkind IN ('r', 'm', 'p') AND nspname <> 'information_schema' AND nspname !~ '^pg_'"""
 
 
+WAITING = """
+SELECT FROM pg_stat_activity
+WHERE application_name = %s AND datname = current_database() AND wait_event_type = 'Lock'"""
+
+
 def at(minutes: float) -> str:
     return (NOW - timedelta(minutes=minutes)).isoformat()
 
@@ -248,11 +253,7 @@ def test_one_that_was_killed_midway_is_gone_on_with(warehouse: Database) -> None
         with locked(warehouse, blocked):
             env = {**os.environ, **warehouse.environment}
             process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE)
-            waits = (
-                "SELECT FROM pg_stat_activity WHERE application_name = 'smart-access-erase'"
-                " AND datname = current_database() AND wait_event_type = 'Lock'"
-            )
-            wait_until(lambda waits=waits: warehouse.rows(waits))
+            wait_until(lambda: warehouse.rows(WAITING, "smart-access-erase"))
             process.send_signal(signal.SIGKILL if number else signal.SIGINT)
             _, said = process.communicate(timeout=30)
         if not number:
@@ -266,6 +267,26 @@ def test_one_that_was_killed_midway_is_gone_on_with(warehouse: Database) -> None
     assert counts(warehouse) == [0, WHOLE]
     assert audit(warehouse) == (True, WHOLE)
     assert warehouse.one("SELECT tombstones FROM erasures") is None
+
+
+def test_a_device_that_is_just_being_registered_is_erased_too(warehouse: Database, loads: Loads) -> None:
+    """Its entry is in an open transaction of a writer when the erasure begins."""
+    file = loads.put("new.csv", f"new,home-1,{at(5)}", header="device_id,household_id,updated_at")
+    event = "INSERT INTO raw_access_events SELECT gen_random_uuid(), 'new', now(), 'open', 'app'"
+    warehouse.execute(event)
+    command = [sys.executable, "streaming/erase_household.py", "home-1", "--without-kafka"]
+    env = {**os.environ, **warehouse.environment}
+    with loads.script(file):
+        with locked(
+            warehouse, "INSERT INTO raw_devices (device_id, household_id, updated_at) VALUES ('new', 'x', now())"
+        ):
+            wait_until(lambda: warehouse.rows(WAITING, "smart-access-load"))
+            process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE)
+            wait_until(lambda: warehouse.rows(WAITING, "smart-access-erase"))
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert warehouse.rows("SELECT FROM raw_access_events WHERE device_id = 'new'") == []
+    assert counts(warehouse) == [0, WHOLE]
 
 
 Here = Callable[..., str]
@@ -342,8 +363,11 @@ def test_nothing_is_begun_where_it_could_not_be_ended(
 
 
 def test_an_unknown_household_is_kept_out_and_a_device_is_released(
-    warehouse: Database, erase_here: Here, loads: Loads
+    warehouse: Database, erase_here: Here, loads: Loads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("erasure.PAGES", 100)  # of some 1,000
+    monkeypatch.setattr("erasure.LETTERS", 100)
+
     def load(name: str, *rows: str) -> str:
         return loads.run(loads.put(name, *rows, header="device_id,household_id,updated_at"))[0]
 

@@ -51,6 +51,7 @@ def sink_of(tables: Database, group: str = "group", **options: Any) -> Iterator[
 
 def suppress(tables: Database, *devices: str, **moved: list[tuple[str, str]]) -> None:
     with closing(tables.connect()) as connection, connection, connection.cursor() as cursor:
+        suppression_list.hold_writers(cursor)
         suppression_list.suppress(cursor, Household("home", list(devices), moved), tombstones=False)
 
 
