@@ -36,7 +36,7 @@ NOBODYS = {
     "public.suppressions": {"kind", "digest"},
 }
 TEXTS = """
-SELECT format('%I.%I', nspname, relname), relname::text, array_agg(attname::text)
+SELECT format('%%I.%%I', nspname, relname), relname::text, array_agg(attname::text)
 FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = relnamespace
 JOIN pg_attribute AS a ON a.attrelid = c.oid
@@ -83,6 +83,15 @@ def moved(warehouse: Any, household: str) -> tuple[set[str], set[str]]:
     return {d for d, homes in theirs.items() if len(homes) == 1}, {d for d, homes in theirs.items() if len(homes) > 1}
 
 
+def two_households(warehouse: Any) -> list[str]:
+    """One all of whose devices were nobody else's, so that only the fleet's sums are computed anew, and one of which
+    a device came from another household and one has gone on to another."""
+    sorts = {name: moved(warehouse, name) for name in names_of_households(warehouse)}
+    settled = [name for name, (whole, shared) in sorts.items() if whole and not shared]
+    restless = [name for name, (_, shared) in sorts.items() if len(shared) > 1]
+    return [min(settled), min(restless)]
+
+
 def text_of(warehouse: Any, schemas: tuple[str, ...] = ("public", "snapshots", "marts", "intermediate")) -> str:
     tables = rows(
         warehouse,
@@ -93,24 +102,19 @@ def text_of(warehouse: Any, schemas: tuple[str, ...] = ("public", "snapshots", "
 
 
 def test_the_rest_of_the_fleet_is_what_a_full_refresh_gives(dbt: Any, warehouse: Any, erase: Any) -> None:
-    """Random fleets, in which devices move to and fro; one household after the other goes."""
-    for part in histories(SEEDS, is_restless=True):
+    """Random fleets, in which devices move to and fro."""
+    for part in histories(SEEDS, is_restless=True, slices=3):
         part.store(warehouse)
         run(dbt)
-    erased, kinds = 0, set()
-    for household in sorted(names_of_households(warehouse))[::2]:
+    for household in two_households(warehouse):
         whole, shared = moved(warehouse, household)
-        kinds |= {("whole", bool(whole)), ("moved", bool(shared))}
         expected = set(rows(warehouse, STAYING, household, list(whole)))
         erase(household)
-        erased += 1
         assert set(rows(warehouse, "SELECT event_id FROM raw_access_events")) == expected
         assert set(rows(warehouse, "SELECT event_id FROM marts.fct_access_events")) == expected
         text = text_of(warehouse)
         assert not [name for name in (household, *whole) if name in text]
         assert all(device in text for device in shared)
-    assert erased > 3
-    assert {("whole", True), ("moved", True), ("moved", False)} <= kinds
     run(dbt)
     assert_equals_full_refresh(dbt, warehouse)
 

@@ -81,9 +81,10 @@ def send_reports(stream: Stream, first: int, *devices: str) -> None:
 
 
 def file_rows(*more: str) -> list[str]:
-    rows = [",".join(event(1000 + n, device, 60 * 24 * n).values()) for n in range(1, 9) for device in (
-        ERASED[1], OTHERS[1])]  # fmt: skip
-    return [*rows, f"x,{ERASED[1]},never,open,app", f"x,{OTHERS[1]},never,open,app", *more]
+    places = [(device, day) for device in (ERASED[1], OTHERS[1]) for day in range(1, 9)]
+    rows = [event(1000 + number, device, 60 * 24 * day) for number, (device, day) in enumerate(places)]
+    broken = [f"x,{ERASED[1]},never,open,app", f"x,{OTHERS[1]},never,open,app"]
+    return [*(",".join(row.values()) for row in rows), *broken, *more]
 
 
 def run(database: Database, *command: str, code: int = 0, **environment: str) -> str:
