@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 from contextlib import closing
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from random_history import histories
-from test_late_data import assert_equals_full_refresh, execute, rows, run
+from random_history import START, histories
+from test_late_data import add_event, add_report, assert_equals_full_refresh, execute, register, rows, run
 
 import backfill
 import erase_household
 import pipeline_settings
 from erased_tables import KNOWN
 
-SEEDS = [71, 72, 73]
+SEED = 71
 # In tables without a device_id and a household_id: what may hold text, and whose it is
 BY_THEIR_TOKENS = {  # erasure.py looks into each of their rows
     "public.dead_letters": {"headers", "key", "value", "source_file"},
@@ -68,10 +69,6 @@ def erase(dbt: Any, warehouse: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return call
 
 
-def names_of_households(warehouse: Any) -> set[str]:
-    return {name for (name,) in rows(warehouse, "SELECT household_id FROM marts.dim_households")}
-
-
 def moved(warehouse: Any, household: str) -> tuple[set[str], set[str]]:
     """The household's devices that were of nobody else, and those that were."""
     found = rows(
@@ -83,13 +80,23 @@ def moved(warehouse: Any, household: str) -> tuple[set[str], set[str]]:
     return {d for d, homes in theirs.items() if len(homes) == 1}, {d for d, homes in theirs.items() if len(homes) > 1}
 
 
-def two_households(warehouse: Any) -> list[str]:
-    """One all of whose devices were nobody else's, so that only the fleet's sums are computed anew, and one of which
-    a device came from another household and one has gone on to another."""
-    sorts = {name: moved(warehouse, name) for name in names_of_households(warehouse)}
-    settled = [name for name, (whole, shared) in sorts.items() if whole and not shared]
-    restless = [name for name, (_, shared) in sorts.items() if len(shared) > 1]
-    return [min(settled), min(restless)]
+def settle(warehouse: Any) -> str:
+    """A household whose device was nobody else's: only the fleet's sums are computed anew. Some hours are its alone."""
+    register(warehouse, "settled lock", "settled home", "Asia/Kolkata", START)
+    for at in (START - timedelta(days=400), START + timedelta(days=2), START + timedelta(days=9)):
+        for minutes in range(0, 200, 20):
+            add_event(warehouse, "settled lock", at + timedelta(minutes=minutes), ["open", "fail"][minutes % 40 // 20])
+            add_report(warehouse, "settled lock", at + timedelta(minutes=minutes))
+    return "settled home"
+
+
+def move(warehouse: Any, home: str, days: int, *devices: str) -> None:
+    at = START + timedelta(days=days)
+    statement = (
+        "UPDATE raw_devices SET household_id = %s, deleted_at = NULL, updated_at = %s, ingested_at = %s"
+        " WHERE device_id = ANY(%s)"
+    )
+    execute(warehouse, statement, f"{home} of {SEED}", at, at, [f"{device} of {SEED}" for device in devices])
 
 
 def text_of(warehouse: Any, schemas: tuple[str, ...] = ("public", "snapshots", "marts", "intermediate")) -> str:
@@ -102,12 +109,21 @@ def text_of(warehouse: Any, schemas: tuple[str, ...] = ("public", "snapshots", "
 
 
 def test_the_rest_of_the_fleet_is_what_a_full_refresh_gives(dbt: Any, warehouse: Any, erase: Any) -> None:
-    """Random fleets, in which devices move to and fro."""
-    for part in histories(SEEDS, is_restless=True, slices=3):
-        part.store(warehouse)
-        run(dbt)
-    for household in two_households(warehouse):
+    """A random fleet, in which two devices move into a household and out again, and one stays there."""
+    settled = settle(warehouse)
+    first, second, third = histories([SEED], is_restless=False, slices=3)
+    first.store(warehouse)
+    second.store(warehouse)
+    move(warehouse, "home 3", 0, "lock 1", "lock 2", "lock 3")
+    run(dbt)
+    move(warehouse, "home 1", 8, "lock 1", "lock 2", "lock 3")
+    run(dbt)
+    move(warehouse, "home 2", 16, "lock 1", "lock 3")
+    third.store(warehouse)
+    run(dbt)
+    for household, count in ((settled, 0), (f"home 1 of {SEED}", 3)):
         whole, shared = moved(warehouse, household)
+        assert len(shared) == count
         expected = set(rows(warehouse, STAYING, household, list(whole)))
         erase(household)
         assert set(rows(warehouse, "SELECT event_id FROM raw_access_events")) == expected
