@@ -302,8 +302,7 @@ def account_table(accounts: list[TopicAccount], last: str) -> Table:
     """The topics and their sum; the last column is `lag` or `balanced`."""
     table = Table()
     columns = ["produced", "stored", "duplicates", "dead"]
-    if any(account.gaps for account in accounts):
-        columns.append("gaps")
+    columns += [name for name in ("gaps", "suppressed") if any(getattr(account, name) for account in accounts)]
     table.add_column("topic")
     for name in [*columns, last]:
         table.add_column(name, justify="right")

@@ -1,4 +1,7 @@
-"""What Kafka holds against what the ledger accounts for: produced = stored + duplicates + dead (+ gaps), by topic."""
+"""What Kafka holds against what the ledger accounts for, by topic.
+
+produced = stored + duplicates + dead (+ gaps + suppressed)
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ import topics
 from contracts import CONTRACTS
 
 LEDGER = """
-SELECT topic, partition, start_offset, next_offset, stored, duplicates, dead, gaps, balanced
+SELECT topic, partition, start_offset, next_offset, stored, duplicates, dead, gaps, suppressed, balanced
 FROM ingest_ledger WHERE cluster_id = %s AND consumer_group = %s
 """
 
@@ -30,12 +33,14 @@ class TopicAccount:
     duplicates: int = 0
     dead: int = 0
     gaps: int = 0
+    suppressed: int = 0
     lag: int = 0
     partitions_balanced: bool = True
 
     @property
     def balanced(self) -> bool:
-        return self.partitions_balanced and self.produced == self.stored + self.duplicates + self.dead + self.gaps
+        accounted = self.stored + self.duplicates + self.dead + self.gaps + self.suppressed
+        return self.partitions_balanced and self.produced == accounted
 
 
 class Accountant:
@@ -61,13 +66,14 @@ class Accountant:
             rows = cursor.fetchall()
         accounts = {topic: TopicAccount(topic) for topic in CONTRACTS}
         positions: dict[tuple[str, int], tuple[int, int]] = defaultdict(lambda: (0, 0))
-        for topic, partition, start, position, stored, duplicates, dead, gaps, balanced in rows:
+        for topic, partition, start, position, stored, duplicates, dead, gaps, suppressed, balanced in rows:
             account = accounts[topic]
             positions[topic, partition] = (start, position)
             account.stored += stored
             account.duplicates += duplicates
             account.dead += dead
             account.gaps += gaps
+            account.suppressed += suppressed
             account.partitions_balanced &= balanced
         for (topic, partition), end in self._ends().items():
             start, position = positions[topic, partition]
@@ -87,7 +93,7 @@ class Accountant:
 def total(accounts: list[TopicAccount]) -> TopicAccount:
     whole = TopicAccount("all")
     for account in accounts:
-        for field in ("produced", "stored", "duplicates", "dead", "gaps", "lag"):
+        for field in ("produced", "stored", "duplicates", "dead", "gaps", "suppressed", "lag"):
             setattr(whole, field, getattr(whole, field) + getattr(account, field))
         whole.partitions_balanced &= account.balanced
     return whole

@@ -75,11 +75,13 @@ class Batch:
 
 @dataclass
 class Written:
-    """What became of a batch: the number of rows stored, by partition, and every dead letter."""
+    """What became of a batch: by partition the rows stored and the records suppressed, and every dead letter."""
 
     stored: Counter[TopicPartition] = field(default_factory=Counter)
     dead: list[DeadLetter] = field(default_factory=list)
+    suppressed: Counter[TopicPartition] = field(default_factory=Counter)
 
     def duplicates(self, batch: Batch) -> Counter[TopicPartition]:
         dead = Counter((letter.topic, letter.partition) for letter in self.dead)
-        return Counter({tp: span.count - dead[tp] - self.stored[tp] for tp, span in batch.spans.items()})
+        accounted = self.stored + dead + self.suppressed
+        return Counter({tp: span.count - accounted[tp] for tp, span in batch.spans.items()})

@@ -115,7 +115,7 @@ class Delivery:
     def in_flight(self) -> int:
         return sum(tally.sent - tally.acknowledged - tally.failed for tally in self.tallies.values())
 
-    def send(self, topic: str, key: bytes, value: bytes) -> None:
+    def send(self, topic: str, key: bytes, value: bytes | None) -> None:
         tally = self.tallies[topic]
         if self.transactional and not self._in_transaction:
             self._producer.begin_transaction()

@@ -99,8 +99,9 @@ def load_all(folder: Path, files: list[Path], load: Callable[..., Outcome]) -> i
             counts["known"] += 1
             continue
         counts.update(loaded=1, rows=outcome.rows, stored=outcome.stored)
-        counts.update(duplicates=outcome.duplicates, dead=outcome.dead)
-    names = ("loaded", "known", "failed", "rows", "stored", "duplicates", "dead")
+        counts.update(duplicates=outcome.duplicates, dead=outcome.dead, suppressed=outcome.suppressed)
+    names = ["loaded", "known", "failed", "rows", "stored", "duplicates", "dead"]
+    names += ["suppressed"] if counts["suppressed"] else []
     print("files " + " ".join(f"{name}={counts[name]}" for name in names))
     return code
 

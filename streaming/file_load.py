@@ -49,6 +49,7 @@ class Outcome:
     stored: int = 0
     duplicates: int = 0
     dead: int = 0
+    suppressed: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     loaded_before: datetime | None = None
@@ -56,6 +57,7 @@ class Outcome:
     def __str__(self) -> str:
         before = f" loaded before, {self.loaded_before:%Y-%m-%d %H:%M:%S} UTC:" if self.loaded_before else ""
         counts = f"rows={self.rows} stored={self.stored} duplicates={self.duplicates} dead={self.dead}"
+        counts += f" suppressed={self.suppressed}" if self.suppressed else ""
         return f"{self.file}: {self.table}{before} {counts} seconds={self.seconds:.1f}"
 
 
@@ -103,7 +105,7 @@ def load_file(
         load = begin(connect, file, header, keep)
         outcome = Outcome(
             file.name, file.sha256, header.contract.table, load.rows, load.stored, load.duplicates, load.dead,
-            loaded_before=load.ended_at,
+            load.suppressed, loaded_before=load.ended_at,
         )  # fmt: skip
         if load.ended_at:
             return outcome
@@ -139,6 +141,7 @@ def _store(sink: FileSink, batch: Batch, outcome: Outcome, stop: threading.Event
     outcome.stored += written.stored.total()
     outcome.duplicates += written.duplicates(batch).total()
     outcome.dead += len(written.dead)
+    outcome.suppressed += written.suppressed.total()
     outcome.reasons.update(letter.reason for letter in written.dead)
 
 

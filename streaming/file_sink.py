@@ -22,13 +22,16 @@ INSERT INTO file_loads (sha256, table_name, columns, file_name, size_bytes) VALU
 ON CONFLICT DO NOTHING"""
 PIN = "UPDATE file_loads SET pinned = true WHERE sha256 = %s AND table_name = %s AND columns = %s AND NOT pinned"
 FIND = """
-SELECT file_load_id, rows, stored, duplicates, dead, started_at, ended_at FROM file_loads
+SELECT file_load_id, rows, stored, duplicates, dead, suppressed, started_at, ended_at FROM file_loads
 WHERE sha256 = %s AND table_name = %s AND columns = %s"""
 # The fence: waits for another load's transaction, and then finds that the position has moved.
-HOLD = "BEGIN; SELECT FROM file_loads WHERE file_load_id = %s AND rows = %s FOR UPDATE"
+HOLD = """BEGIN;
+SELECT coalesce((SELECT version FROM suppression_list), 0) FROM file_loads
+WHERE file_load_id = %s AND rows = %s FOR UPDATE"""
 ADVANCE_AND_COMMIT = """
 UPDATE file_loads
-SET rows = %s, stored = stored + %s, duplicates = duplicates + %s, dead = dead + %s, updated_at = now()
+SET rows = %s, stored = stored + %s, duplicates = duplicates + %s, dead = dead + %s, suppressed = suppressed + %s,
+    updated_at = now()
 WHERE file_load_id = %s;
 COMMIT"""
 END = "UPDATE file_loads SET ended_at = now(), updated_at = now() WHERE file_load_id = %s AND ended_at IS NULL"
@@ -42,6 +45,7 @@ class Load(NamedTuple):
     stored: int
     duplicates: int
     dead: int
+    suppressed: int
     started_at: datetime
     ended_at: datetime | None
 
@@ -69,10 +73,10 @@ class FileSink(Sink):
         super().__init__(connect, "", "")
         self._load, self._topic, self._file_name = load, topic, file_name
 
-    def _advance(self, cursor: Any, batch: Batch) -> bool:
+    def _advance(self, cursor: Any, batch: Batch) -> int | None:
         [span] = batch.spans.values()
         cursor.execute(HOLD, (self._load.number, span.low))
-        return bool(cursor.rowcount == 1)
+        return cursor.fetchone()[0] if cursor.rowcount == 1 else None
 
     def _place(self, letter: DeadLetter) -> dict[str, Any]:
         line = letter.record.offset
@@ -80,7 +84,8 @@ class FileSink(Sink):
 
     def _count_and_commit(self, cursor: Any, batch: Batch, written: Written) -> None:
         [span] = batch.spans.values()
-        counts = written.stored.total(), written.duplicates(batch).total(), len(written.dead)
+        stored, duplicates = written.stored.total(), written.duplicates(batch).total()
+        counts = stored, duplicates, len(written.dead), written.suppressed.total()
         cursor.execute(ADVANCE_AND_COMMIT, (span.high, *counts, self._load.number))
 
     def _ledger(self, cursor: Any) -> dict[TopicPartition, int]:

@@ -296,9 +296,10 @@ class Session(ConsumerRebalanceListener):
             metrics.LAG_SECONDS.labels(topic).set(age.get(topic, 0.0))
         totals, self._writer.totals = self._writer.totals, Counter()
         if totals["batches"]:
+            suppressed = f" suppressed={totals['suppressed']}" if totals["suppressed"] else ""
             log.info(
-                "stored=%d duplicates=%d dead=%d lag=%d batches=%d ms=%.1f", totals["stored"], totals["duplicates"],
-                totals["dead"], lag.total(), totals["batches"], totals["ms"] / totals["batches"],
+                "stored=%d duplicates=%d dead=%d%s lag=%d batches=%d ms=%.1f", totals["stored"], totals["duplicates"],
+                totals["dead"], suppressed, lag.total(), totals["batches"], totals["ms"] / totals["batches"],
             )  # fmt: skip
         else:
             gc.collect()  # kafka-python leaves a socket behind for each connection refused, one a second in an outage

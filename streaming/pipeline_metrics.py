@@ -23,6 +23,8 @@ STORED = Counter("consumer_records_stored_total", "Records stored as rows", ["to
 DUPLICATES = Counter("consumer_records_duplicate_total", "Records absorbed as duplicates", ["topic"])
 # Records that became dead letters
 DEAD = Counter("consumer_records_dead_total", "Records that became dead letters", ["topic", "reason"])
+# Records of erased households and devices, which were not taken (docs/erasure.md)
+SUPPRESSED = Counter("consumer_records_suppressed_total", "Records of erased households, not taken", ["topic"])
 # Events and health reports whose Kafka key is not their device_id; the value counts
 KEY_MISMATCHES = Counter("consumer_key_mismatches_total", "Records whose key differs from their device", ["topic"])
 # Records in one transaction

@@ -36,6 +36,7 @@ from record import Record
 from row_store import merge
 from row_text import copy_line, of_file
 from sink import SESSION
+from suppression import Suppressions
 
 log = logging.getLogger("replay")
 
@@ -72,6 +73,9 @@ WHERE (%(reason)s::text IS NULL OR reason = %(reason)s)
 ORDER BY dead_letter_id
 LIMIT %(limit)s
 FOR UPDATE SKIP LOCKED"""
+
+# After TAKE: an erasure keeps everybody from the letters while it lays down its list
+VERSION = "SELECT coalesce((SELECT version FROM suppression_list), 0)"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -150,13 +154,16 @@ def replay(connection: Any, args: argparse.Namespace) -> int:
     fates: Counter[str] = Counter()
     days = args.retention_days
     oldest = datetime.now(UTC) - timedelta(days=days) if days else None
+    suppressions = Suppressions()
     after, left = 0, args.max if args.max is not None else 1 << 62
     while left > 0:
         with connection, connection.cursor() as cursor:
             cursor.execute(TAKE, values | {"after": after, "limit": min(left, PER_TRANSACTION)})
             letters = cursor.fetchall()
+            cursor.execute(VERSION)
+            suppressions.update(cursor, cursor.fetchone()[0])
             for letter in letters:
-                fate, detail = _replay_one(cursor, oldest, *letter[1:])
+                fate, detail = _replay_one(cursor, oldest, suppressions, *letter[1:])
                 fates[fate] += 1
                 cursor.execute(
                     "UPDATE dead_letters SET fate = %s, fate_detail = %s, fate_at = now(),"
@@ -177,9 +184,9 @@ def replay(connection: Any, args: argparse.Namespace) -> int:
 
 
 def _replay_one(
-    cursor: Any, oldest: datetime | None, topic: str, partition: int | None, offset: int | None, file: str | None,
-    load: int | None, record_ts: datetime | None, created_at: datetime, key: memoryview | None,
-    value: memoryview | None,
+    cursor: Any, oldest: datetime | None, suppressions: Suppressions, topic: str, partition: int | None,
+    offset: int | None, file: str | None, load: int | None, record_ts: datetime | None, created_at: datetime,
+    key: memoryview | None, value: memoryview | None,
 ) -> tuple[str, str | None]:  # fmt: skip
     """What becomes of one letter, its row stored if it is valid now.
 
@@ -195,8 +202,10 @@ def _replay_one(
     record = Record(-1 if offset is None else offset, at, raw_key, raw_value, ())
     refused: list[DeadLetter] = []
     place = OF_NO_PARTITION if partition is None else partition
-    lines = [copy_line(columns, partition, offset)]
-    chunk = Chunk(place, [record], of_file(contract, lines, load) if partition is None else lines)
+    line = copy_line(columns, partition, offset)
+    if suppressions.hold_back(topic, line):
+        return "still_invalid", "suppressed: its household or device was erased"
+    chunk = Chunk(place, [record], of_file(contract, [line], load) if partition is None else [line])
     stored = merge(cursor, contract, [chunk], refused)
     if refused:
         return "still_invalid", f"{refused[0].reason}: {refused[0].detail}"

@@ -39,8 +39,16 @@ def copy_line(columns: Columns, partition: int | None, offset: int | None) -> st
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
+_ESCAPED = re.compile(r"\\(.)")
+_MEANT = {"t": "\t", "n": "\n", "r": "\r"}
+
+
 def escape(text: str) -> str:
     return text.translate(_ESCAPES)
+
+
+def unescape(text: str) -> str:
+    return _ESCAPED.sub(lambda found: _MEANT.get(found[1], found[1]), text) if "\\" in text else text
 
 
 def encode(

@@ -6,6 +6,7 @@
   (Fenced) and has written nothing;
 - rows go by COPY straight into the table; if a key is there already, the batch is done again through a temporary table
   (row_store.py), where duplicates are absorbed and counted;
+- what belongs to an erased household or device (suppression.py) is neither stored nor made a dead letter, and counted;
 - an outage is raised as it is (`is_outage` tells), nothing is written, and the same batch may be written again. When
   the connection broke during COMMIT, the second attempt finds the ledger at the batch's end and knows that it was done.
 """
@@ -22,6 +23,7 @@ from psycopg2.extras import execute_values
 from batch import Batch, Chunk, DeadLetter, TopicPartition, Written
 from contracts import CONTRACTS, Contract
 from row_store import copy_dead_letters, copy_straight, is_refused_row, merge
+from suppression import Suppressions
 
 CAREFUL_BATCHES = 32  # after a duplicate, so many batches go through the temporary table before COPY is tried again
 TRANSACTION_TIMEOUT_S = 60  # no write is open for longer; the incremental models re-read that much
@@ -45,26 +47,29 @@ def is_outage(error: BaseException) -> bool:
 
 
 # The fence: a row that another consumer has moved does not match, and waits for that consumer's transaction first.
+# An erasure lays down its list while it keeps everybody from this table: whoever comes after sees it here.
 ADVANCE = """BEGIN;
 UPDATE ingest_offsets AS l SET next_offset = m.high, updated_at = now()
 FROM (VALUES {moves}) AS m (topic, partition, low, high)
 WHERE l.cluster_id = %s AND l.consumer_group = %s AND l.topic = m.topic AND l.partition = m.partition
-  AND l.next_offset = m.low"""
+  AND l.next_offset = m.low
+RETURNING coalesce((SELECT version FROM suppression_list), 0)"""
 
 # The counts once for the ledger and once for their minute.
 COUNT_AND_COMMIT = """
 UPDATE ingest_offsets AS l
 SET stored = l.stored + c.stored, duplicates = l.duplicates + c.duplicates,
-    dead = l.dead + c.dead, gaps = l.gaps + c.gaps
-FROM (VALUES {counts}) AS c (topic, partition, stored, duplicates, dead, gaps)
+    dead = l.dead + c.dead, gaps = l.gaps + c.gaps, suppressed = l.suppressed + c.suppressed
+FROM (VALUES {counts}) AS c (topic, partition, stored, duplicates, dead, gaps, suppressed)
 WHERE l.cluster_id = %s AND l.consumer_group = %s AND l.topic = c.topic AND l.partition = c.partition;
 INSERT INTO ingest_minutes AS m
-    (cluster_id, consumer_group, topic, partition, minute_starts_at, stored, duplicates, dead)
-SELECT %s, %s, c.topic, c.partition, date_trunc('minute', now()), c.stored, c.duplicates, c.dead
-FROM (VALUES {counts}) AS c (topic, partition, stored, duplicates, dead, gaps)
-WHERE c.stored + c.duplicates + c.dead > 0
+    (cluster_id, consumer_group, topic, partition, minute_starts_at, stored, duplicates, dead, suppressed)
+SELECT %s, %s, c.topic, c.partition, date_trunc('minute', now()), c.stored, c.duplicates, c.dead, c.suppressed
+FROM (VALUES {counts}) AS c (topic, partition, stored, duplicates, dead, gaps, suppressed)
+WHERE c.stored + c.duplicates + c.dead + c.suppressed > 0
 ON CONFLICT (cluster_id, consumer_group, topic, partition, minute_starts_at) DO UPDATE
-SET stored = m.stored + excluded.stored, duplicates = m.duplicates + excluded.duplicates, dead = m.dead + excluded.dead;
+SET stored = m.stored + excluded.stored, duplicates = m.duplicates + excluded.duplicates, dead = m.dead + excluded.dead,
+    suppressed = m.suppressed + excluded.suppressed;
 COMMIT"""
 
 
@@ -79,6 +84,7 @@ class Sink:
         self._ledger_key = (cluster_id, group)
         self._connection: Any = None
         self._careful = 0
+        self._suppressions = Suppressions()
         self._unsure: Written | None = None  # what a COMMIT whose answer never came would have written
 
     def close(self) -> None:
@@ -118,13 +124,16 @@ class Sink:
         return self._transaction(batch, merge)
 
     def _transaction(self, batch: Batch, store: Store) -> Written:
-        written = Written(dead=list(batch.dead))
         try:
             with self._cursor() as cursor:
-                if not self._advance(cursor, batch):
+                version = self._advance(cursor, batch)
+                if version is None:
                     cursor.execute("ROLLBACK")
                     return self._done_before(cursor, batch)
-                for topic, chunks in batch.chunks.items():
+                self._suppressions.update(cursor, version)
+                wanted, dead, suppressed = self._suppressions.sift(batch)
+                written = Written(dead=dead, suppressed=suppressed)
+                for topic, chunks in wanted.items():
                     for partition, count in store(cursor, CONTRACTS[topic], chunks, written.dead).items():
                         written.stored[topic, partition] += count
                 copy_dead_letters(cursor, written.dead, self._place)
@@ -136,14 +145,17 @@ class Sink:
             self._roll_back(error)
             raise
 
-    def _advance(self, cursor: Any, batch: Batch) -> bool:
-        """Begins the transaction and moves the ledger from each span's low to its high; False if it stood elsewhere."""
+    def _advance(self, cursor: Any, batch: Batch) -> int | None:
+        """Begins the transaction and moves the ledger from each span's low to its high; None if it stood elsewhere.
+
+        Returns the version of the suppression list.
+        """
         moves = ",".join(
             cursor.mogrify("(%s,%s,%s,%s)", (topic, partition, span.low, span.high)).decode()
             for (topic, partition), span in batch.spans.items()
         )
         cursor.execute(ADVANCE.replace("{moves}", moves), self._ledger_key)
-        return bool(cursor.rowcount == len(batch.spans))
+        return cursor.fetchone()[0] if cursor.rowcount == len(batch.spans) else None
 
     def _done_before(self, cursor: Any, batch: Batch) -> Written:
         """The answer to a COMMIT that was lost with its connection: the ledger stands at the batch's end.
@@ -169,9 +181,9 @@ class Sink:
         dead = Counter((letter.topic, letter.partition) for letter in written.dead)
         counts = ",".join(
             cursor.mogrify(
-                "(%s,%s,%s,%s,%s,%s)",
+                "(%s,%s,%s,%s,%s,%s,%s)",
                 (topic, partition, written.stored[topic, partition], duplicates[topic, partition],
-                 dead[topic, partition], span.gaps),
+                 dead[topic, partition], span.gaps, written.suppressed[topic, partition]),
             ).decode()
             for (topic, partition), span in batch.spans.items()
         )  # fmt: skip

@@ -202,6 +202,7 @@ class Writer:
             metrics.CONSUMED.labels(topic).inc(span.count)
             metrics.STORED.labels(topic).inc(written.stored[topic, partition])
             metrics.DUPLICATES.labels(topic).inc(duplicates[topic, partition])
+            metrics.SUPPRESSED.labels(topic).inc(written.suppressed[topic, partition])
         for letter in written.dead:
             metrics.DEAD.labels(letter.topic, letter.reason).inc()
         for topic, chunks in batch.chunks.items():
@@ -218,9 +219,10 @@ class Writer:
             stored=written.stored.total(),
             duplicates=duplicates.total(),
             dead=len(written.dead),
+            suppressed=written.suppressed.total(),
             ms=round(seconds * 1000),
         )
         log.debug(
-            "batch stored=%d duplicates=%d dead=%d ms=%d",
-            written.stored.total(), duplicates.total(), len(written.dead), seconds * 1000,
+            "batch stored=%d duplicates=%d dead=%d suppressed=%d ms=%d",
+            written.stored.total(), duplicates.total(), len(written.dead), written.suppressed.total(), seconds * 1000,
         )  # fmt: skip

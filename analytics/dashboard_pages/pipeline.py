@@ -34,7 +34,7 @@ ORDER BY 1, stream
 """
 
 LEDGER = """
-SELECT consumer_group, topic, partition, consumed, stored, duplicates, dead, gaps, balanced, updated_at,
+SELECT consumer_group, topic, partition, consumed, stored, duplicates, dead, gaps, suppressed, balanced, updated_at,
        left(cluster_id, 6) AS cluster
 FROM live.ledger
 ORDER BY balanced, topic, partition, consumer_group, cluster_id
@@ -68,6 +68,7 @@ LIMIT 20
 
 MOST = 200
 POWERS_OF_TEN = [10.0**power for power in range(-3, 7)]
+COUNTS = ("consumed", "stored", "duplicates", "dead", "gaps", "suppressed")
 OUTCOMES = {"stored": "#3b82f6", "duplicate": "#94a3b8", "dead": "#dc2626"}
 
 
@@ -94,17 +95,17 @@ def show_ledger() -> None:
         return
     unbalanced = ledger[~ledger.balanced]
     if unbalanced.empty:
-        st.success(f"Balanced: stored + duplicates + dead + gaps = consumed, on all {len(ledger)} partitions.")
+        st.success(f"Balanced: {' + '.join(COUNTS[1:])} = consumed, on all {len(ledger)} partitions.")
     else:
         named = ", ".join(
             f"{topic}[{partition}]" for topic, partition in zip(unbalanced.topic, unbalanced.partition, strict=True)
         )
         st.error(f"**Out of balance**: {named}. No offset may be unaccounted for.")
     tiles = st.container(horizontal=True)
-    for name in ("consumed", "stored", "duplicates", "dead", "gaps"):
+    for name in COUNTS:
         parts.tile(tiles, name.capitalize(), f"{ledger[name].sum():,}")
     ledger["at"] = ledger.updated_at.dt.strftime("%Y-%m-%d %H:%M:%S")
-    counts = {name: parts.number(name.capitalize()) for name in ("consumed", "stored", "duplicates", "dead", "gaps")}
+    counts = {name: parts.number(name.capitalize()) for name in COUNTS}
     parts.show_table(
         ledger, "ledger", "", height=250 if len(ledger) > 6 else "auto",
         topic="Topic", partition=parts.number("Partition"), **counts, balanced="Balanced", at="Last write (UTC)",

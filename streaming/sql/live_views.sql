@@ -46,20 +46,25 @@ BEGIN
     SELECT device_id, reported_at, battery_pct, signal_strength_dbm, is_online, ingested_at
     FROM raw_device_health;
 
-    CREATE VIEW live.ledger AS
-    SELECT cluster_id, consumer_group, topic, partition, start_offset, next_offset, consumed, stored, duplicates, dead,
-           gaps, balanced, updated_at
-    FROM ingest_ledger;
-
-    CREATE VIEW live.minutes AS
-    SELECT topic, minute_starts_at, sum(stored)::bigint AS stored, sum(duplicates)::bigint AS duplicates,
-           sum(dead)::bigint AS dead
-    FROM ingest_minutes
-    GROUP BY topic, minute_starts_at;
-
     CREATE VIEW live.dead_letters AS
     SELECT dead_letter_id, topic, partition, "offset", source_file, source_line, reason, detail, created_at, fate
     FROM dead_letters;
+END $$;
+
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('live.ledger') AND attname = 'suppressed') THEN
+        CREATE OR REPLACE VIEW live.ledger AS
+        SELECT cluster_id, consumer_group, topic, partition, start_offset, next_offset, consumed, stored, duplicates,
+               dead, gaps, balanced, updated_at, suppressed
+        FROM ingest_ledger;
+
+        CREATE OR REPLACE VIEW live.minutes AS
+        SELECT topic, minute_starts_at, sum(stored)::bigint AS stored, sum(duplicates)::bigint AS duplicates,
+               sum(dead)::bigint AS dead, sum(suppressed)::bigint AS suppressed
+        FROM ingest_minutes
+        GROUP BY topic, minute_starts_at;
+    END IF;
 END $$;
 
 DO $$

@@ -77,7 +77,7 @@ BEGIN
             ('pipeline_ingest', '{raw_access_events,raw_device_health,raw_devices,raw_households,ingest_offsets,
               ingest_minutes,dead_letters,file_loads}'::text[], '{SELECT,INSERT}'::text[]),
             ('pipeline_ingest', '{raw_devices,raw_households,ingest_offsets,ingest_minutes,file_loads}', '{UPDATE}'),
-            ('pipeline_ingest', '{ingest_ledger}', '{SELECT}'),
+            ('pipeline_ingest', '{ingest_ledger,suppressions,suppression_list}', '{SELECT}'),
             ('pipeline_transform', '{raw_access_events,raw_device_health,raw_devices,raw_households,ingest_minutes,
               device_horizons,sweeps,pseudonyms}', '{SELECT}'),
             ('pipeline_transform', '{pseudonyms}', '{INSERT}'),

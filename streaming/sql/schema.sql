@@ -90,19 +90,24 @@ CREATE TABLE IF NOT EXISTS ingest_offsets (
     dead           bigint      NOT NULL DEFAULT 0,
     gaps           bigint      NOT NULL DEFAULT 0,
     updated_at     timestamptz NOT NULL DEFAULT now(),
+    suppressed     bigint      NOT NULL DEFAULT 0,  -- of erased households and devices, and so not taken
     PRIMARY KEY (cluster_id, consumer_group, topic, partition),
     CHECK (next_offset >= start_offset)
 ) WITH (fillfactor = 50);
 
 DO $$
 BEGIN
-    IF to_regclass('ingest_ledger') IS NULL THEN  -- replacing it would wait for whoever is reading it
-        CREATE VIEW ingest_ledger AS
+    -- asked for first: altering a table or replacing a view waits for whoever is using it
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'ingest_offsets'::regclass AND attname = 'suppressed') THEN
+        ALTER TABLE ingest_offsets ADD COLUMN suppressed bigint NOT NULL DEFAULT 0;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('ingest_ledger') AND attname = 'suppressed') THEN
+        CREATE OR REPLACE VIEW ingest_ledger AS
         SELECT cluster_id, consumer_group, topic, partition, start_offset, next_offset,
                stored, duplicates, dead, gaps,
                next_offset - start_offset AS consumed,
-               stored + duplicates + dead + gaps = next_offset - start_offset AS balanced,
-               updated_at
+               stored + duplicates + dead + gaps + suppressed = next_offset - start_offset AS balanced,
+               updated_at, suppressed
         FROM ingest_offsets;
     END IF;
 END $$;
@@ -118,11 +123,15 @@ CREATE TABLE IF NOT EXISTS ingest_minutes (
     stored           bigint      NOT NULL DEFAULT 0,
     duplicates       bigint      NOT NULL DEFAULT 0,
     dead             bigint      NOT NULL DEFAULT 0,
+    suppressed       bigint      NOT NULL DEFAULT 0,
     PRIMARY KEY (cluster_id, consumer_group, topic, partition, minute_starts_at)
 ) WITH (fillfactor = 50);
 
 DO $$
 BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'ingest_minutes'::regclass AND attname = 'suppressed') THEN
+        ALTER TABLE ingest_minutes ADD COLUMN suppressed bigint NOT NULL DEFAULT 0;
+    END IF;
     IF to_regclass('ingest_minutes_minute_starts_at') IS NULL THEN
         CREATE INDEX ingest_minutes_minute_starts_at ON ingest_minutes USING brin (minute_starts_at)
             WITH (pages_per_range = 32, autosummarize = on);
@@ -167,7 +176,8 @@ CREATE TABLE IF NOT EXISTS file_loads (
     stored       bigint      NOT NULL DEFAULT 0,
     duplicates   bigint      NOT NULL DEFAULT 0,
     dead         bigint      NOT NULL DEFAULT 0,
-    balanced     boolean     GENERATED ALWAYS AS (stored + duplicates + dead = rows) STORED,
+    suppressed   bigint      NOT NULL DEFAULT 0,
+    balanced     boolean     GENERATED ALWAYS AS (stored + duplicates + dead + suppressed = rows) STORED,
     started_at   timestamptz NOT NULL DEFAULT now(),
     updated_at   timestamptz NOT NULL DEFAULT now(),
     ended_at     timestamptz,  -- NULL: not at the file's end yet
@@ -176,6 +186,11 @@ CREATE TABLE IF NOT EXISTS file_loads (
 
 DO $$
 BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'file_loads'::regclass AND attname = 'suppressed') THEN
+        ALTER TABLE file_loads
+            ADD COLUMN suppressed bigint NOT NULL DEFAULT 0,
+            ALTER COLUMN balanced SET EXPRESSION AS (stored + duplicates + dead + suppressed = rows);
+    END IF;
     IF to_regclass('file_loads_once') IS NULL THEN
         CREATE UNIQUE INDEX file_loads_once ON file_loads (sha256, table_name, md5(columns));
     END IF;
@@ -232,3 +247,34 @@ CREATE TABLE IF NOT EXISTS sweeps (
     started_at        timestamptz NOT NULL DEFAULT now(),
     ended_at          timestamptz  -- NULL: at work, or stopped; the next one goes on
 ) WITH (fillfactor = 50);
+-- One row for each household that was erased (docs/erasure.md): when, by whom, how many rows. It names nobody.
+CREATE TABLE IF NOT EXISTS erasures (
+    erasure_id     bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    erased_by      text        NOT NULL DEFAULT session_user,
+    rows           jsonb       NOT NULL DEFAULT '{}',  -- deleted, by table
+    tombstones     integer,  -- sent to Kafka; NULL: none, it was done without Kafka
+    recompute_from timestamptz,  -- what is still to be computed anew; NULL at the end
+    recompute_to   timestamptz,
+    recompute_all  boolean     NOT NULL DEFAULT false,  -- and not only the fleet's sums: a device of it moved
+    started_at     timestamptz NOT NULL DEFAULT now(),
+    ended_at       timestamptz  -- NULL: it was interrupted, and is to be started again
+);
+
+-- Whose records are no longer taken, and for what times: half-open, by the record's own time. A digest is HMAC-SHA256 of
+-- `household:ID` or `device:ID` under the salt.
+CREATE TABLE IF NOT EXISTS suppressions (
+    kind       text        NOT NULL CHECK (kind IN ('household', 'device')),
+    digest     bytea       NOT NULL,
+    valid_from timestamptz NOT NULL DEFAULT '-infinity',
+    valid_to   timestamptz NOT NULL DEFAULT 'infinity',
+    erasure_id bigint      NOT NULL REFERENCES erasures,
+    PRIMARY KEY (digest, valid_from)
+);
+
+-- One row, made with the first suppression. Every writer asks for the version in each of its transactions, and reads
+-- the list again when it has changed.
+CREATE TABLE IF NOT EXISTS suppression_list (
+    is_only boolean PRIMARY KEY DEFAULT true CHECK (is_only),
+    salt    bytea   NOT NULL,
+    version bigint  NOT NULL
+);

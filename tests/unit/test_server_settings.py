@@ -179,6 +179,7 @@ def test_a_process_keeps_out_of_the_terminals_reach(process: Daemon) -> None:
     [
         (TopicAccount("t", produced=10, stored=7, duplicates=2, dead=1), True),
         (TopicAccount("t", produced=10, stored=7, duplicates=1, dead=1, gaps=1), True),
+        (TopicAccount("t", produced=10, stored=7, duplicates=1, dead=1, suppressed=1), True),
         (TopicAccount("t", produced=10, stored=7, duplicates=2), False),
         (TopicAccount("t", produced=9, stored=7, duplicates=2, dead=1), False),
         (TopicAccount("t", produced=10, stored=7, duplicates=2, dead=1, partitions_balanced=False), False),
