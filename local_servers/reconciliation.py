@@ -1,4 +1,4 @@
-"""What Kafka holds against what the ledger accounts for, by topic: produced = stored + duplicates + dead and the rest."""
+"""What Kafka holds against what the ledger accounts for, by topic: what was stored, duplicates, dead and the rest."""
 
 from __future__ import annotations
 
