@@ -1,7 +1,4 @@
-"""What Kafka holds against what the ledger accounts for, by topic.
-
-produced = stored + duplicates + dead (+ gaps + suppressed)
-"""
+"""What Kafka holds against what the ledger accounts for, by topic: what was stored, duplicates, dead and the rest."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def run(database: Database, *command: str, code: int = 0, **environment: str) ->
     """What a script says on its output."""
     env = {**os.environ, **database.environment, **environment}
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == code, done.stderr + done.stdout
     assert "Traceback" not in done.stderr
