@@ -78,7 +78,7 @@ def rate(
         while (done := consumed(connection) - start) < records:
             if process.poll() is not None:
                 raise SystemExit(f"the consumer ended: {log.read_text()[-2000:]}")
-            if not still():
+            if done and not still():  # not before it can be stopped
                 return None
             if began is None and done > records / 10:
                 began = time.perf_counter(), done

@@ -135,6 +135,7 @@ HEALTH = {
     "online again for 21 reports": (at(2), "+" * 25 + "-" + "+" * 21, 46),
     "flapping": (at(2), "+" * 22 + "+-" * 9, 22),
     "flapping for longer than is looked back": (at(2), "+-" * 101, 200),
+    "online for 20 reports": (at(2), "+" * 20, 0),
     "never calm": (at(2), "+-" * 20, 0),
     "never online": (at(20), "-" * 250, 0),
     "only young": (at(-1), "+" * 50, 0),
