@@ -91,9 +91,8 @@ def main() -> int:
     if run is None:
         return 1
     Console(width=120).print(recovery(run.lines), memory(run.lines))
-    for problem in run.problems:
-        say(f"PROBLEM: {problem}")
-    say(f"{run.faults} faults, seed {seed}: {'nothing lost, nothing doubled' if well else 'NOT WELL'}")
+    verdict = "nothing lost, nothing doubled" if well else f"NOT WELL: {len(run.problems)} problems, told above"
+    say(f"{run.faults} faults, seed {seed}: {verdict}")
     return 0 if well else 1
 
 
