@@ -5,7 +5,8 @@
   old table (with_vanished, take_over).
 
   What is there of a device's raw rows on either side is whole. The horizon lies where nothing is cut in two, so sessions,
-  bursts, silences and flapping spells are computed on either side as if the other was not there.
+  bursts, silences and flapping spells end at it. One that reaches into what was swept, or begins there with a pinned
+  row, is as it was then, or is not there.
 
   The conditions below are on `rows`, a row of the model.
 -#}
@@ -39,11 +40,6 @@
 {% macro left_join_horizons(relation, stream) -%}
     left join {{ ref('stg_device_horizons') }} as horizons
         on {{ relation }}.device_id = horizons.device_id and horizons.stream = '{{ stream }}'
-{%- endmacro %}
-
-{#- Of what was swept, pinned rows may be there. -#}
-{% macro is_outside_sweep(at) -%}
-    (horizons.device_id is null or {{ at }} < horizons.swept_from or {{ at }} >= horizons.horizon_at)
 {%- endmacro %}
 
 {#- 1 from the horizon on, else 0. -#}

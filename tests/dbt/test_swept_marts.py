@@ -6,7 +6,8 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ import random_history
 from mart_comparison import faults, mart_rows
 from random_history import START, Slice
 from recomputation import KEYS, read
-from retention_sweep import sweep
 from swept_marts import Memory
+
+import sweep as retention
+from pipeline_settings import connect_postgres
 
 Dbt = Callable[..., Any]
 HOUR = timedelta(hours=1)
@@ -32,12 +35,14 @@ def execute(warehouse: Any, statement: str, *values: Any) -> None:
         cursor.execute(statement, values)
 
 
+def sweep(days: int, today: date, months: int = 13) -> None:
+    connect = partial(connect_postgres, "tests")
+    retention.sweep(connect, retention.Retention(days, months, today), share=1.0)
+
+
 @pytest.fixture
 def pinned_file(warehouse: Any) -> int:
     """The id of a load that the sweep leaves alone."""
-    for table in ("raw_access_events", "raw_device_health"):
-        execute(warehouse, f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS file_load_id bigint")
-    execute(warehouse, "ALTER TABLE file_loads ADD COLUMN IF NOT EXISTS pinned boolean NOT NULL DEFAULT false")
     execute(
         warehouse,
         """INSERT INTO file_loads (sha256, table_name, columns, file_name, size_bytes, pinned)
@@ -109,7 +114,7 @@ def test_after_sweeps_of_random_histories_the_marts_say_what_they_would_say_with
         if number in (1, 2):  # after all that the registry tells
             # a month is some five days more
             cutoff = clock_of(warehouse).date() - timedelta(days=9 - number)
-            sweep(warehouse, 26, cutoff + 26 * DAY, months=13 if number == 1 else 1)
+            sweep(26, cutoff + 26 * DAY, months=13 if number == 1 else 1)
             assert_right(memory, warehouse, but=OF_THE_LAST_RUN)
         forget_when_the_registry_was_noticed(warehouse)
     swept = read(warehouse, "SELECT stream, device_id FROM device_horizons")
@@ -137,7 +142,7 @@ def test_after_sweeps_a_full_refresh_agrees_with_runs_while_the_registry_changes
         for mart, rows in mart_rows(warehouse).items():
             assert list(faults(mart, incremental[mart], rows))[:4] == [], mart
         cutoff = clock_of(warehouse).date() - timedelta(days=9 - number)
-        sweep(warehouse, 26, cutoff + 26 * DAY, months=chance.choice([1, 13]))
+        sweep(26, cutoff + 26 * DAY, months=chance.choice([1, 13]))
 
 
 def send(
@@ -186,7 +191,7 @@ def test_no_silence_reaches_from_pinned_history_over_what_was_swept(dbt: Dbt, wa
     horizon = day[5] + 39 * timedelta(seconds=30)
     assert [tuple(row.values()) for row in before] == [(day[0] + minute, day[5]), (horizon, day[20])]
 
-    sweep(warehouse, 30, (day[10] + 30 * DAY).date())
+    sweep(30, (day[10] + 30 * DAY).date())
     [line] = read(warehouse, "SELECT swept_from, horizon FROM device_horizons")
     assert (line["swept_from"], line["horizon"]) == (day[5], horizon)
     # into what was there as a whole, into what was swept, and what is newest
@@ -226,7 +231,7 @@ def test_a_device_that_fell_silent_long_ago_stays_as_it_was(dbt: Dbt, warehouse:
     assert (before[0][0]["state"], before[0][0]["is_online"]) == ("unknown", False)
     assert [len(rows) for rows in before] == [1, 1, 1]
 
-    sweep(warehouse, 30, (START + 200 * DAY).date(), months=1)
+    sweep(30, (START + 200 * DAY).date(), months=1)
     for options in (["--vars", "{backfill_since: 2026-01-01}"], ["--full-refresh"]):
         run(dbt, *options)
         assert [read(warehouse, query) for query in (state, silence, session)] == before
@@ -240,7 +245,7 @@ def test_a_full_refresh_takes_what_was_swept_from_a_table_that_lacks_a_column(
         send(warehouse, "lock", [START + number * DAY], "open")
         send(warehouse, "lock", [START + number * DAY + HOUR], "close")
     run(dbt)
-    sweep(warehouse, 30, (START + 40 * DAY).date())
+    sweep(30, (START + 40 * DAY).date())
     rates = "SELECT hour_starts_at, opens, fail_rate FROM marts.fct_access_hourly ORDER BY 1"
     before = read(warehouse, rates)
     execute(warehouse, "ALTER TABLE marts.fct_access_hourly DROP COLUMN fail_rate CASCADE")
@@ -283,7 +288,7 @@ def test_the_fleet_keeps_the_hours_of_five_households_when_those_of_its_devices_
             at = START + day * DAY
             send(warehouse, f"lock {number}", [at, at + HOUR] if number else [at], "open", "close")
     run(dbt)
-    sweep(warehouse, 20, (START + 60 * DAY).date(), months=1)
+    sweep(20, (START + 60 * DAY).date(), months=1)
     before = mart_rows(warehouse)
     assert before["fct_access_hourly"][0]["hour_starts_at"] > START + 25 * DAY
     hours = [row for row in before["fct_fleet_hourly"] if row["hour_starts_at"] < START + 20 * DAY]

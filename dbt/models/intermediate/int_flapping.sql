@@ -71,14 +71,12 @@ reports as (
         and candidates.reported_at >= starts.starts_at
     {% endcall %} as health
     {{ left_join_horizons('health', 'health') }}
-    where {{ is_outside_sweep('health.reported_at') }}
     {% else %}
     select
         health.*,
         {{ sweeps_before('health.reported_at') }} as sweeps_before
     from {{ ref('stg_device_health') }} as health
     {{ left_join_horizons('health', 'health') }}
-    where {{ is_outside_sweep('health.reported_at') }}
     {% endif %}
 ),
 

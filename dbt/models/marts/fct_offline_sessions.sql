@@ -87,13 +87,8 @@ reports as (
         candidates.device_id = starts.device_id
         and candidates.reported_at >= starts.starts_at
     {% endcall %} as health
-    {{ left_join_horizons('health', 'health') }}
-    where {{ is_outside_sweep('health.reported_at') }}
     {% else %}
-    select health.*
-    from {{ ref('stg_device_health') }} as health
-    {{ left_join_horizons('health', 'health') }}
-    where {{ is_outside_sweep('health.reported_at') }}
+    select * from {{ ref('stg_device_health') }}
     {% endif %}
 ),
 
@@ -148,6 +143,6 @@ computed as (
         or coalesce(followed.ended_at, data_clock.data_clock_at) - followed.began_at > {{ longest_gap }}
 )
 
--- one over what was swept is among them: the horizon is an online report
+-- one that reaches over what was swept is frozen, too; with the horizon, an online report, a stretch begins
 {% set frozen = [is_swept('health', 'rows.started_at', "rows.ended_at + interval '1 microsecond'")] %}
 {{ with_vanished('computed', 'existing', ['device_id', 'started_at'], frozen, is_sequence=true) }}

@@ -110,14 +110,13 @@ events as (
         and candidates.event_type in ('open', 'close')
     {% endcall %} as events
     {{ left_join_horizons('events', 'events') }}
-    where {{ is_outside_sweep('events.event_at') }}
     {% else %}
     select
         events.*,
         {{ sweeps_before('events.event_at') }} as sweeps_before
     from {{ ref('fct_access_events') }} as events
     {{ left_join_horizons('events', 'events') }}
-    where events.event_type in ('open', 'close') and {{ is_outside_sweep('events.event_at') }}
+    where events.event_type in ('open', 'close')
     {% endif %}
 ),
 
