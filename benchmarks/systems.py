@@ -159,7 +159,6 @@ class KafkaConnect(System):
         self._rest_port = free_port()
         worker = {"bootstrap.servers": place.servers}
         connector = {
-            "topics": TOPIC,
             "connection.url": f"jdbc:postgresql://{place.postgres.environment()['PGHOST']}:{place.postgres.port}/"
             f"{place.postgres.database}",
             "connection.username": place.postgres.user,
