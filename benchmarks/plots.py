@@ -78,8 +78,8 @@ def chart(raw: dict[str, Any]) -> alt.HConcatChart:
         .configure(background="transparent", font="sans-serif")
         .configure_view(stroke=None)
         .configure_axis(
-            labelColor=TEXT, titleColor=TEXT, gridColor=GRID, gridOpacity=0.25, domainColor=GRID, tickColor=GRID, labelFontSize=12,
-            titleFontSize=12, titleFontWeight="normal", labelLimit=260,
+            labelColor=TEXT, titleColor=TEXT, gridColor=GRID, gridOpacity=0.25, domainColor=GRID, tickColor=GRID,
+            labelFontSize=12, titleFontSize=12, titleFontWeight="normal", labelLimit=260,
         )
         .configure_text(color=TEXT, fontSize=12)
     )  # fmt: skip
