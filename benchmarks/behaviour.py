@@ -96,6 +96,16 @@ def published(servers: str) -> dict[str, tuple[int, int]]:
     return found
 
 
+def lost_rows(sent: dict[str, tuple[int, int]], stored: set[str]) -> int:
+    """How many are not stored although a later one of their partition is."""
+    furthest: dict[int, int] = defaultdict(lambda: -1)
+    for partition, offset in (sent[event_id] for event_id in stored):
+        furthest[partition] = max(furthest[partition], offset)
+    return sum(
+        event_id not in stored and offset < furthest[partition] for event_id, (partition, offset) in sent.items()
+    )
+
+
 def dead_letters_in_kafka(servers: str) -> int:
     with closing(KafkaConsumer(bootstrap_servers=servers)) as consumer:
         numbers = consumer.partitions_for_topic(DEAD_LETTERS) or ()
@@ -151,14 +161,9 @@ class Trial:
 
     def evaluate(self, sent: dict[str, tuple[int, int]]) -> None:
         stored = {event_id for (event_id,) in self._meter.ask("SELECT event_id::text FROM raw_access_events")}
-        furthest: dict[int, int] = defaultdict(lambda: -1)
-        for partition, offset in (sent[event_id] for event_id in stored):
-            furthest[partition] = max(furthest[partition], offset)
         outcome = self.outcome
-        outcome.rows = self._meter.rows()
-        outcome.lost = sum(
-            event_id not in stored and offset < furthest[partition] for event_id, (partition, offset) in sent.items()
-        )
+        outcome.rows = len(stored)
+        outcome.lost = lost_rows(sent, stored)
         [(kept,)] = self._meter.ask("SELECT count(*) FROM dead_letters")
         [(duplicates,)] = self._meter.ask("SELECT coalesce(sum(duplicates), 0)::bigint FROM ingest_ledger")
         outcome.kept += kept

@@ -99,17 +99,21 @@ def events(count: int, seed: int, now: float) -> Iterator[tuple[str, dict[str, s
         )
 
 
+def records(dataset: Dataset, count: int, seed: int) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of the share of one loader."""
+    for number, (device, event) in enumerate(events(count, seed, time.time())):
+        for value in dataset.values(number, json.dumps(event, separators=(",", ":")).encode()):
+            yield device.encode(), value
+
+
 def load(servers: str, dataset: Dataset, count: int, seed: int) -> None:
     """Fills the topic with `count` events of a data set (one process of LOADERS)."""
     producer = KafkaProducer(
         bootstrap_servers=servers, enable_idempotence=True, acks="all", compression_type="lz4",
         batch_size=512 * 1024, linger_ms=20,
     )  # fmt: skip
-    for number, (device, event) in enumerate(events(count, seed, time.time())):
-        key = device.encode()
-        partition = (murmur2(key) & 0x7FFFFFFF) % PARTITIONS
-        for value in dataset.values(number, json.dumps(event, separators=(",", ":")).encode()):
-            producer.send(TOPIC, value, key, partition=partition)
+    for number, (key, value) in enumerate(records(dataset, count, seed)):
+        producer.send(TOPIC, value, key, partition=(murmur2(key) & 0x7FFFFFFF) % PARTITIONS)
         if number % 50_000 == 0:
             producer.flush()  # its buffer has no bound of its own
     producer.flush()
