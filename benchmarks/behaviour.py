@@ -44,7 +44,7 @@ DATASETS = (Dataset("duplicates", 5), Dataset("cut", 5), Dataset("poison", 5))
 KILL = Dataset()
 KILL_AT = (0.25, 0.5, 0.75)
 STORING_S = 3.0
-QUIET_S = 20.0  # longer than a session's end, a rebalance and a start of Java together
+QUIET_S = 60.0  # longer than a session, a rebalance and a start of Java together, on a busy machine, too
 LONGEST_S = 60.0
 AFTER_LAST_ROW_S = 2.0  # the last record is one of the duplicates, or of the poison
 EVENT_TYPES = ("open", "close", "fail")
@@ -141,20 +141,22 @@ class Trial:
         """Waits for the goal, or for so long from the first new row on. False when it stops for good, or is quiet."""
         rows = self._meter.rows()
         began: float | None = None
-        grown_at = time.monotonic()
+        grown_at = asked_at = time.monotonic()
         while True:
             now, before, rows = time.monotonic(), rows, self._meter.rows()
             if rows > before:
                 grown_at, began = now, began or now
             if rows >= goal or (began and now - began > seconds):
                 return True
-            if now - grown_at > STALLED_S and (words := self._system.failure()):
-                self.outcome.stops.append(words)
-                if len(self.outcome.stops) > 1:
-                    return False
-                self._system.stop()
-                self._system.start(self._place)
-                grown_at = now
+            if now - grown_at > STALLED_S and now - asked_at > STALLED_S:
+                asked_at = now
+                if words := self._system.failure():
+                    self.outcome.stops.append(words)
+                    if len(self.outcome.stops) > 1:
+                        return False
+                    self._system.stop()
+                    self._system.start(self._place)
+                    grown_at = time.monotonic()
             if now - grown_at > QUIET_S:
                 return False
             time.sleep(0.02)

@@ -94,17 +94,15 @@ def worker_command(folder: Path, rest_port: int, worker: dict[str, str], connect
     return [str(JAVA), *options, "-cp", f"{runtime}/*", main_class, *files]
 
 
-def failed_task(rest_port: int) -> str:
-    """What the first failed task says; empty while all are well or none answers yet."""
+def states(rest_port: int) -> list[tuple[str, str]]:
+    """State and, of a failed one, its cause: of the connector and each of its tasks; empty while none answers."""
     try:
-        with urllib.request.urlopen(f"http://{LOOPBACK}:{rest_port}/connectors/{NAME}/status", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{LOOPBACK}:{rest_port}/connectors/{NAME}/status", timeout=30) as answer:
             status: dict[str, Any] = json.load(answer)
     except (URLError, OSError):
-        return ""
-    for part in (status["connector"], *status["tasks"]):
-        if part["state"] == "FAILED":
-            return _cause(part["trace"])
-    return ""
+        return []
+    parts = [status["connector"], *status["tasks"]] if status["tasks"] else []
+    return [(part["state"], _cause(part["trace"]) if part["state"] == "FAILED" else "") for part in parts]
 
 
 def _cause(trace: str) -> str:

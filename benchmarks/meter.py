@@ -15,7 +15,7 @@ from systems import Place, System
 from local_servers.postgres_server import PostgresServer
 
 STALLED_S = 1.0
-PATIENCE_S = 60.0  # until the first row, and for every further one
+PATIENCE_S = 120.0  # until the first row, and for every further one
 
 
 class Failed(Exception):

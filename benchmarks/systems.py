@@ -19,6 +19,7 @@ from local_servers.postgres_server import PostgresServer
 
 QUIXSTREAMS = "quixstreams[postgresql]==3.28.1"
 SINKS = Path(__file__).with_name("sinks")
+START_S = 180
 SESSION_S = 6  # the least that Kafka allows by default; the same for all, as after a kill each waits for so long
 
 
@@ -168,7 +169,6 @@ class KafkaConnect(System):
             "consumer.override.group.id": place.group,
             "consumer.override.session.timeout.ms": SESSION_S * 1000,
             "consumer.override.heartbeat.interval.ms": 2000,
-            "consumer.override.auto.offset.reset": "earliest",
             "errors.tolerance": "all",
             "errors.deadletterqueue.topic.name": kafka_connect.DEAD_LETTERS,
             "errors.deadletterqueue.topic.replication.factor": 1,
@@ -176,8 +176,14 @@ class KafkaConnect(System):
         }
         return [kafka_connect.worker_command(place.folder, self._rest_port, worker, _as_text(connector))]
 
+    def start(self, place: Place) -> None:
+        super().start(place)
+        # Java's start and the plug-ins' take long on a busy machine, and nobody's patience is to depend on that
+        self.daemons[0].wait_until(lambda: bool(kafka_connect.states(self._rest_port)), START_S, interval_s=0.5)
+
     def failure(self) -> str:
-        return super().failure() or kafka_connect.failed_task(self._rest_port)
+        causes = (cause for _, cause in kafka_connect.states(self._rest_port))
+        return super().failure() or next(filter(None, causes), "")
 
 
 def _as_text(settings: Mapping[str, Any]) -> dict[str, str]:
