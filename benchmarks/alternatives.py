@@ -2,11 +2,12 @@
 
     python benchmarks/alternatives.py [--records N] [--rounds R] [--seconds S] [--only NAME,NAME]
 
-Starts a Kafka and a PostgreSQL of its own in a temporary folder and fills one topic with plain JSON, which all of them
-read. In each round, one after the other into raw_access_events, emptied between:
+Starts a Kafka and a PostgreSQL of its own in a temporary folder and fills one topic with plain JSON, the same bytes for
+all of them (Kafka Connect is told the schema beside: value.converter.schema.content). In each round, one after the
+other into raw_access_events, emptied between:
 
 floor           COPY of prepared bytes of the same rows, 20,000 a transaction, one connection
-this project    streaming/kafka_consumer.py with its defaults: one, then two in one group
+this project    streaming/kafka_consumer.py: one, then two in one group
 Kafka Connect   with Debezium's JDBC sink, standalone: insert and upsert with the best of a small grid that is tried
                 first (tasks, records a batch; unnest), and insert as the connector's defaults have it, row-wise
 quixstreams     PostgreSQLSink, ON CONFLICT DO NOTHING, with the best commit_every of a grid
@@ -18,7 +19,8 @@ second half, when Java has compiled what is hot. CPU seconds a million rows, of 
 PostgreSQL's, are from the first rows to the last; memory is the peak of the processes. Ratios are taken within a round.
 
 What it found is in benchmarks/results/alternatives.json (--results), from which plots.py draws. A system that fails
-is told, and the others go on. benchmarks/behaviour.py tells what each does with duplicates, poison and a kill -9.
+is told, and the others go on. With the defaults it takes a quarter of an hour. benchmarks/behaviour.py tells what each
+does with duplicates, poison and a kill -9.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from typing import Any
 import kafka_connect
 from meter import Failed, Meter, machine
 from preloaded_topic import ROOT, Dataset, empty, fill, floor_lines, floor_rate, running_broker, temporary_tables
-from systems import QUIXSTREAMS, KafkaConnect, Ours, Place, QuixStreams, RowByRow, System, quixstreams_python
+from systems import OURS, QUIXSTREAMS, KafkaConnect, Ours, Place, QuixStreams, RowByRow, System, quixstreams_python
 
 from local_servers import ServerError
 from local_servers.kafka_jars import COORDINATES
@@ -135,7 +137,7 @@ class Comparison:
             self.found.setdefault(system.name, []).append(figures)
             # of the round's own: another round may have had another machine
             figures["of_floor"] = figures["rate"] / rate
-            if ours := self.found.get("this project"):
+            if ours := self.found.get(OURS):
                 figures["of_ours"] = figures["rate"] / ours[-1]["rate"]
             print(f"  {system.name}: {figures['rate']:,.0f} rows/s of {figures['rows']:,} rows", flush=True)
 
@@ -158,6 +160,11 @@ def tell(comparison: Comparison) -> None:
         rate, half, cpu, postgres, memory = (figures.get(key, float("nan")) for key in COLUMNS)
         cells = [f"{rate:,.0f}", f"{half:,.0f}", *ratios, f"{cpu:.1f}", f"{postgres:.1f}", f"{memory:,.0f}"]
         print(f"| {name} | {' | '.join(cells)} |")
+    compared = {name: medians(rounds) for name, rounds in comparison.found.items() if not name.startswith(OURS)}
+    others = {name: figures["of_ours"] for name, figures in compared.items() if "of_ours" in figures}
+    if others:
+        best = max(others, key=lambda name: others[name])
+        print(f"\none consumer : {best} = {1 / others[best]:.2f}\n")
     for name, settings in comparison.settings.items():
         if settings:
             print(f"{name}: " + ", ".join(f"{key}={value}" for key, value in settings.items()))

@@ -16,6 +16,7 @@ from typing import Any
 import altair as alt
 from alternatives import RESULTS, ROOT, medians
 from PIL import Image
+from systems import OURS
 
 TEXT = "#747b85"
 GRID = "#8b949e"
@@ -23,7 +24,7 @@ COLOURS = {"floor": "#8b949e", "ours": "#2f81f7", "others": "#c9803c"}
 
 
 def kind(name: str) -> str:
-    return "floor" if name == "floor" else "ours" if name.startswith("this project") else "others"
+    return "floor" if name == "floor" else "ours" if name.startswith(OURS) else "others"
 
 
 def bars(found: dict[str, Any]) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from local_servers import free_port
 from local_servers.daemon import Daemon
 from local_servers.postgres_server import PostgresServer
 
+OURS = "this project"
 QUIXSTREAMS = "quixstreams[postgresql]==3.28.1"
 SINKS = Path(__file__).with_name("sinks")
 START_S = 180
@@ -52,7 +53,7 @@ class System:
         self.daemons = []
         for number, command in enumerate(self.commands(place), start=1):
             daemon = Daemon(f"{label}-{number}", place.folder, place.folder / f"{label}-{number}.log")
-            daemon.start(command, env=self.environment(place))
+            daemon.start(command, env=self.environment(place), cwd=place.folder)  # quixstreams writes where it stands
             self.daemons.append(daemon)
 
     def processes(self) -> list[psutil.Process]:
@@ -80,10 +81,10 @@ class System:
 
 
 class Ours(System):
-    """streaming/kafka_consumer.py with its defaults, so many of them in one group."""
+    """streaming/kafka_consumer.py, so many of them in one group; all its defaults but the session's length."""
 
     def __init__(self, consumers: int = 1) -> None:
-        super().__init__("this project" if consumers == 1 else f"this project, {consumers} consumers", {})
+        super().__init__(OURS if consumers == 1 else f"{OURS}, {consumers} consumers", {})
         self._consumers = consumers
 
     def commands(self, place: Place) -> list[list[str]]:
