@@ -34,11 +34,10 @@ from pathlib import Path
 from typing import Any
 
 import kafka_connect
-from meter import Failed, Meter, machine
+from meter import TROUBLE, Meter, machine
 from preloaded_topic import ROOT, Dataset, empty, fill, floor_lines, floor_rate, running_broker, temporary_tables
 from systems import OURS, QUIXSTREAMS, KafkaConnect, Ours, Place, QuixStreams, RowByRow, System, quixstreams_python
 
-from local_servers import ServerError
 from local_servers.kafka_jars import COORDINATES
 from local_servers.postgres_server import PostgresServer
 
@@ -73,16 +72,13 @@ class Comparison:
         return not self._args.only or any(part in name for part in self._args.only)
 
     def run(self, system: System, seconds: float) -> Figures:
-        """Raises Failed."""
+        """Raises one of TROUBLE."""
         self._runs += 1
         folder = self._folder / f"run-{self._runs}"
         folder.mkdir()
         empty(self._connection)
         place = Place(folder, self._servers, self._postgres, f"run-{self._runs}")
-        try:
-            return self._meter.measure(system, place, self._args.records, seconds)
-        except ServerError as error:
-            raise Failed(str(error)) from error
+        return self._meter.measure(system, place, self._args.records, seconds)
 
     def best(self, candidates: list[System]) -> System | None:
         """The fastest of them in one short run each."""
@@ -90,9 +86,9 @@ class Comparison:
         for system in candidates:
             try:
                 rate = self.run(system, GRID_SECONDS)["rate"]
-            except Failed as failed:
-                self.failures[system.name] = str(failed)
-                print(f"  {system.name} {_told(system)}: {failed}", flush=True)
+            except TROUBLE as error:
+                self.failures[f"{system.name}, {_told(system)}"] = str(error)
+                print(f"  {system.name} {_told(system)}: {error}", flush=True)
                 continue
             rated.append((rate, system))
             self.grid.append({"system": system.name, "settings": system.settings, "rate": rate})
@@ -130,9 +126,9 @@ class Comparison:
             self.settings[system.name] = system.settings
             try:
                 figures = self.run(system, self._args.seconds)
-            except Failed as failed:
-                self.failures[system.name] = str(failed)
-                print(f"  {system.name}: {failed}", flush=True)
+            except TROUBLE as error:
+                self.failures[system.name] = str(error)
+                print(f"  {system.name}: {error}", flush=True)
                 continue
             self.found.setdefault(system.name, []).append(figures)
             # of the round's own: another round may have had another machine
@@ -172,6 +168,13 @@ def tell(comparison: Comparison) -> None:
         print(f"{name} failed: {failure}")
 
 
+def keep(raw: dict[str, Any], file: Path) -> Path:
+    """Writes the raw figures; the file as one names it from here."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(raw, indent=1) + "\n")
+    return file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
+
+
 def versions(connection: Any) -> dict[str, str]:
     with connection.cursor() as cursor:
         cursor.execute("SHOW server_version")
@@ -198,10 +201,6 @@ def main() -> None:
         pieces = floor_lines(args.records)
         comparison = Comparison(args, folder, broker.bootstrap_servers, postgres, connection)
         systems = comparison.contenders(lambda: quixstreams_python(folder))
-        for number in range(args.rounds):
-            print(f"round {number + 1}", flush=True)
-            comparison.round(systems, pieces)
-        tell(comparison)
         raw = {
             "when": f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}",
             "records": args.records,
@@ -212,10 +211,12 @@ def main() -> None:
             "failures": comparison.failures,
             "rounds": comparison.found,
         }
-    args.results.mkdir(parents=True, exist_ok=True)
-    file = args.results / "alternatives.json"
-    file.write_text(json.dumps(raw, indent=1) + "\n")
-    print(f"\nraw figures: {file.relative_to(ROOT) if file.is_relative_to(ROOT) else file}")
+        for number in range(args.rounds):
+            print(f"round {number + 1}", flush=True)
+            comparison.round(systems, pieces)
+            file = keep(raw, args.results / "alternatives.json")  # after each: what is measured is not lost
+        tell(comparison)
+        print(f"\nraw figures: {file}")
 
 
 if __name__ == "__main__":

@@ -30,11 +30,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from alternatives import BROKER, RESULTS, versions
+from alternatives import BROKER, RESULTS, keep, versions
 from kafka import KafkaConsumer, TopicPartition
 from kafka_connect import DEAD_LETTERS
-from meter import STALLED_S, Meter, machine
-from preloaded_topic import ROOT, TOPIC, Dataset, empty, fill, running_broker, temporary_tables
+from meter import STALLED_S, TROUBLE, Meter, machine
+from preloaded_topic import TOPIC, Dataset, empty, fill, running_broker, temporary_tables
 from systems import KafkaConnect, Ours, Place, QuixStreams, RowByRow, System, quixstreams_python
 
 from local_servers.kafka_broker import KafkaBroker
@@ -185,7 +185,11 @@ def trials(
         place.folder.mkdir(parents=True)
         trial = Trial(system, place, meter, len(sent))
         before = dead_letters_in_kafka(servers)
-        trial.run(kill_at)
+        try:
+            trial.run(kill_at)
+        except TROUBLE as error:
+            print(f"  {system.name}: {error}", flush=True)
+            continue
         trial.outcome.kept = dead_letters_in_kafka(servers) - before
         trial.evaluate(sent)
         yield system, trial.outcome
@@ -207,13 +211,13 @@ def main() -> None:
     parser.add_argument("--only", type=lambda text: text.split(","), help="systems whose name has one of these in it")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the raw figures")
     args = parser.parse_args()
-    table: dict[str, list[str]] = defaultdict(list)
     raw: dict[str, Any] = {"when": f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}", "machine": machine()}
     with temporary_tables() as (folder, postgres, connection):
         raw["versions"] = versions(connection)
         systems = all_systems(folder)
         if args.only:
             systems = [system for system in systems if any(part in system.name for part in args.only)]
+        table: dict[str, dict[str, str]] = {system.name: {} for system in systems}
         for dataset in (*DATASETS, KILL):
             count, kind = (args.kill_events, "kill -9") if dataset is KILL else (args.events, dataset.kind)
             with running_broker(folder / dataset.folder, BROKER) as broker:
@@ -222,17 +226,15 @@ def main() -> None:
                 kill_at = KILL_AT if dataset is KILL else ()
                 for system, outcome in trials(systems, place, broker, postgres, connection, kill_at):
                     told = outcome.told(kind, dataset.marked(count))
-                    table[system.name].append(told)
+                    table[system.name][kind] = told
                     raw.setdefault(kind, {})[system.name] = asdict(outcome)
                     print(f"  {system.name}: {told}{''.join(f' [{words}]' for words in outcome.stops)}", flush=True)
-    print(f"\n| | {' | '.join((*(dataset.name for dataset in DATASETS), 'kill -9'))} |")
-    print("|---|---|---|---|---|")
+            file = keep(raw, args.results / "behaviour.json")
+    kinds = [dataset.kind for dataset in DATASETS] + ["kill -9"]
+    print(f"\n| | {' | '.join(kinds)} |\n|---|{'---|' * len(kinds)}")
     for name, cells in table.items():
-        print(f"| {name} | {' | '.join(cells)} |")
-    args.results.mkdir(parents=True, exist_ok=True)
-    file = args.results / "behaviour.json"
-    file.write_text(json.dumps(raw, indent=1) + "\n")
-    print(f"\nraw figures: {file.relative_to(ROOT) if file.is_relative_to(ROOT) else file}")
+        print(f"| {name} | {' | '.join(cells.get(kind, '') for kind in kinds)} |")
+    print(f"\nraw figures: {file}")
 
 
 if __name__ == "__main__":

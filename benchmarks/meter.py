@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import time
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import psutil
+import psycopg2
 from preloaded_topic import peak_memory
 from systems import Place, System
 
+from local_servers import ServerError
 from local_servers.postgres_server import PostgresServer
 
 STALLED_S = 1.0
@@ -20,6 +23,10 @@ PATIENCE_S = 120.0  # until the first row, and for every further one
 
 class Failed(Exception):
     """A system that could not do it; its own words."""
+
+
+# What a system that goes wrong, or is gone, may bring about in whoever watches it
+TROUBLE = (Failed, ServerError, OSError, psutil.Error, psycopg2.Error, subprocess.SubprocessError)
 
 
 class Sample(NamedTuple):
