@@ -122,8 +122,8 @@ class Trial:
         self.outcome = Outcome(expected)
 
     def run(self, kill_at: tuple[float, ...] = ()) -> None:
-        self._system.start(self._place)
         try:
+            self._system.start(self._place)
             for share in kill_at:
                 if not self._stores(round(share * self.outcome.expected), STORING_S):
                     return

@@ -83,8 +83,8 @@ class Meter:
 
         Raises Failed.
         """
-        system.start(place)
         try:
+            system.start(place)
             samples, memory = self._watch(system, total, seconds)
         finally:
             system.stop()
