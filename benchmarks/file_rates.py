@@ -20,11 +20,9 @@ import gzip
 import io
 import os
 import random
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -32,12 +30,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import psycopg2
-from ingest import FLOOR_ROWS, ROOT, events
+from preloaded_topic import FLOOR_ROWS, ROOT, events, temporary_tables
 
-from local_servers import free_port
 from local_servers.postgres_server import PostgresServer
-from pipeline_settings import apply_schema
 
 EVENT_COLUMNS = ["event_id", "device_id", "event_ts", "event_type", "trigger_source"]
 HEALTH_COLUMNS = ["device_id", "reported_at", "battery_pct", "signal_strength_dbm", "is_online"]
@@ -142,23 +137,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows in each file (default: 1000000)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds; the median is told (default: 3)")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is ended then, too
-    with tempfile.TemporaryDirectory(prefix="smart-access-bench-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        files = write(folder, args.rows)
-        postgres = PostgresServer(folder / "postgres", free_port())
-        postgres.start()
-        try:
-            keywords = {
-                key[2:].lower().replace("database", "dbname"): text for key, text in postgres.environment().items()
-            }
-            connection = psycopg2.connect(**keywords)
-            apply_schema(connection)
-            connection.autocommit = True
-            measure(args, connection, postgres, files)
-        finally:
-            postgres.stop()
+    with temporary_tables() as (folder, postgres, connection):
+        measure(args, connection, postgres, write(folder, args.rows))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from local_servers import ServerError, state_dir
-from local_servers.maven_artifact import maven_context, sha256_of
+from local_servers.maven_artifact import resolved_jars, sha256_of
 
 # Another logging binding than slf4j-simple drags in an older kafka-clients
 COORDINATES = "org.apache.kafka:kafka_2.13:4.3.1+org.slf4j:slf4j-simple:1.7.36"
@@ -61,26 +61,13 @@ def _download(folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="jars-", dir=folder.parent) as scratch:
         fresh = Path(scratch) / "jars"
         fresh.mkdir()
-        for jar in _resolve(Path(scratch)):
+        for jar in resolved_jars(COORDINATES, Path(scratch)):
             shutil.copy(jar, fresh)
         try:
             fresh.rename(folder)
         except OSError:
             if not folder.exists():  # else another program was quicker
                 raise
-
-
-def _resolve(scratch: Path) -> list[Path]:
-    # Imported here: only a first start needs it
-    from jgo.env import EnvironmentBuilder, LinkStrategy
-
-    context = maven_context(scratch)
-    builder = EnvironmentBuilder(context=context, cache_dir=scratch / "envs", link_strategy=LinkStrategy.COPY)
-    try:
-        environment = builder.from_endpoint(COORDINATES)
-    except (OSError, RuntimeError) as error:
-        raise ServerError(f"cannot download Apache Kafka from Maven Central: {error}") from error
-    return list(environment.all_jars)
 
 
 def main() -> None:

@@ -45,6 +45,23 @@ def verified_artifact(coordinates: str, sha256: str) -> Path:
     return kept
 
 
+def resolved_jars(coordinates: str, scratch: Path) -> list[Path]:
+    """Everything that runs of these, with what they depend on, downloaded into the folder. Raises ServerError.
+
+    coordinates: group:name:version, several joined by +.
+    """
+    # Imported here: only a first start needs it
+    from jgo.env import EnvironmentBuilder, LinkStrategy
+
+    context = maven_context(scratch)
+    builder = EnvironmentBuilder(context=context, cache_dir=scratch / "envs", link_strategy=LinkStrategy.COPY)
+    try:
+        environment = builder.from_endpoint(coordinates)
+    except (OSError, RuntimeError) as error:
+        raise ServerError(f"cannot download {coordinates} from Maven Central: {error}") from error
+    return list(environment.all_jars)
+
+
 def maven_context(scratch: Path) -> Any:
     """jgo's access to Maven Central, with no part in what this machine's user may have of Maven."""
     # Imported here: only a first start needs it
