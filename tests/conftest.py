@@ -28,6 +28,7 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist looks for the marks in a hook of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What goes to one of several processes together: a file; and all of the dashboard, whose fleet is dear to make."""
     for item in items:
