@@ -28,12 +28,16 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist looks for the marks in a hook of its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What goes to one of several processes together: a file; and all of the dashboard, whose fleet is dear to make."""
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder == "dashboard" else item.path.stem))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes one gets a whole file, or all of the dashboard's, whose fleet is dear to make."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "tests/dashboard" if file.startswith("tests/dashboard/") else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
