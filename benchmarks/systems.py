@@ -54,8 +54,8 @@ class System:
         self.daemons = []
         for number, command in enumerate(self.commands(place), start=1):
             daemon = Daemon(f"{label}-{number}", place.folder, place.folder / f"{label}-{number}.log")
-            daemon.start(command, env=self.environment(place), cwd=place.folder)  # quixstreams writes where it stands
             self.daemons.append(daemon)
+            daemon.start(command, env=self.environment(place), cwd=place.folder)  # quixstreams writes where it stands
 
     def processes(self) -> list[psutil.Process]:
         return [process for daemon in self.daemons if (process := daemon.process())]
