@@ -12,9 +12,9 @@ kill -9      all processes of the system are killed, three times: when a quarter
              rows are there, or 3 s after it began to store, whichever comes first; and started again each time
 
 A system that stops is started once more, as a supervisor would; `stops` means that it then stopped again. A row is
-lost when a later one of its partition is stored and it is not. `kept` is what lies in a place for dead letters, from
-where it can be looked at and sent again; `gone` is what does not. What it found is in
-benchmarks/results/behaviour.json (--results).
+lost when a later one of its partition is stored and it is not; `unfinished` is what takes longer than a minute. `kept`
+is what lies in a place for dead letters, from where it can be looked at and sent again; `gone` is what does not. What
+it found is in benchmarks/results/behaviour.json (--results).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DATASETS = (Dataset("duplicates", 5), Dataset("cut", 5), Dataset("poison", 5))
 KILL = Dataset()
 KILL_AT = (0.25, 0.5, 0.75)
 STORING_S = 3.0
-QUIET_S = 60.0  # longer than a session, a rebalance and a start of Java together, on a busy machine, too
+QUIET_S = 120.0  # longer than a session, a rebalance and a start of Java together, on a busy machine, too
 LONGEST_S = 60.0
 AFTER_LAST_ROW_S = 2.0  # the last record is one of the duplicates, or of the poison
 EVENT_TYPES = ("open", "close", "fail")
@@ -63,14 +63,12 @@ class Outcome:
     counted_duplicates: int = 0
 
     def told(self, kind: str, marked: int) -> str:
-        stopped = len(self.stops) > 1
-        words = ["stops" if stopped else "goes on" if self.stops else "right" if self.rows == self.expected else ""]
-        words.append(
-            f"{self.rows:,} of {self.expected:,} rows" if self.rows != self.expected else f"{self.rows:,} rows"
-        )
+        stopped, complete = len(self.stops) > 1, self.rows == self.expected
+        words = ["stops" if stopped else "goes on" if self.stops else "right" if complete else "unfinished"]
+        words.append(f"{self.rows:,} of {self.expected:,} rows" if not complete else f"{self.rows:,} rows")
         if self.lost:
             words.append(f"{self.lost:,} lost")
-        if kind in ("cut", "poison") and not stopped:
+        if kind in ("cut", "poison") and not stopped and (complete or self.kept):
             words.append(f"{self.kept:,} kept" if self.kept else f"{marked:,} gone")
         if self.counted_duplicates:
             words.append(f"{self.counted_duplicates:,} counted")

@@ -164,6 +164,8 @@ def temporary_tables(settings: dict[str, str] | None = None) -> Iterator[tuple[P
                 yield folder, postgres, connection
         finally:
             postgres.stop()
+            for process in psutil.Process().children():  # whatever an interruption has left over
+                process.kill()
 
 
 def empty(connection: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -53,8 +54,8 @@ class System:
         self.daemons = []
         for number, command in enumerate(self.commands(place), start=1):
             daemon = Daemon(f"{label}-{number}", place.folder, place.folder / f"{label}-{number}.log")
-            daemon.start(command, env=self.environment(place), cwd=place.folder)  # quixstreams writes where it stands
             self.daemons.append(daemon)
+            daemon.start(command, env=self.environment(place), cwd=place.folder)  # quixstreams writes where it stands
 
     def processes(self) -> list[psutil.Process]:
         return [process for daemon in self.daemons if (process := daemon.process())]
@@ -63,7 +64,10 @@ class System:
         """Empty while it works; else what it says."""
         for daemon in self.daemons:
             if not daemon.is_running():
-                return daemon.log_tail().rstrip().rpartition("\n")[2].strip()[:200] or "it ended"
+                lines = [line.strip() for line in daemon.log_tail().splitlines()] or ["it ended"]
+                # PostgreSQL's DETAIL comes after it
+                errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Violation)\b", line)]
+                return (errors or lines)[-1][:200]
         return ""
 
     def stop(self) -> None:
@@ -126,10 +130,11 @@ def quixstreams_python(folder: Path) -> Path:
     """The interpreter of a new environment with quixstreams in it. Raises SystemExit when it cannot be had."""
     python = folder / "quixstreams/bin/python"
     uv = Path(sys.executable).with_name("uv")
-    for command in (
+    commands: list[list[str | Path]] = [
         [uv, "venv", "--quiet", "--python", sys.executable, folder / "quixstreams"],
         [uv, "pip", "install", "--quiet", "--python", python, QUIXSTREAMS],
-    ):
+    ]
+    for command in commands:
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode:
             raise SystemExit(f"cannot install {QUIXSTREAMS}: {made.stderr.strip()}")
