@@ -106,7 +106,8 @@ class Comparison:
         systems.append(KafkaConnect("insert", tasks=1, batch_size=500, unnest=False))
         if self.wants("quixstreams"):
             try:
-                best = self.best([QuixStreams(python(), every) for every in COMMIT_EVERY])
+                installed = python()
+                best = self.best([QuixStreams(installed, every) for every in COMMIT_EVERY])
                 systems += [best] if best else []
             except SystemExit as error:
                 self.failures["quixstreams PostgreSQLSink"] = str(error)
