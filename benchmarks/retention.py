@@ -18,22 +18,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psycopg2
-from ingest import ROOT, consumed, fill, running_broker, running_consumer
+from ingest import consumed, running_consumer
+from preloaded_topic import ROOT, Dataset, fill, running_broker, temporary_tables
 
-from local_servers import free_port
 from local_servers.kafka_broker import KafkaBroker
 from local_servers.postgres_server import PostgresServer
-from pipeline_settings import apply_schema
 
 DAYS = 90
 # Each device opens its door and closes it a minute later, again and again
@@ -142,30 +138,17 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=1_500_000, help="of each measurement (default: 1500000)")
     parser.add_argument("--share", type=float, default=0.2, help="SWEEP_SHARE (default: 0.2)")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers are ended then, too
-    with tempfile.TemporaryDirectory(prefix="smart-access-bench-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        postgres = PostgresServer(folder / "postgres", free_port())
-        postgres.start()
-        try:
-            connection = psycopg2.connect(
-                **{key[2:].lower().replace("database", "dbname"): text for key, text in postgres.environment().items()}
-            )
-            apply_schema(connection)
-            connection.autocommit = True
-            put(connection, args.old, 400, DAYS + 2)
-            put(connection, args.rows - args.old, DAYS - 1, 1)
-            with connection.cursor() as cursor:
-                cursor.execute("VACUUM ANALYZE raw_access_events")
-                cursor.execute("CHECKPOINT")
-            print(f"{args.rows:,} rows, {args.old:,} of them to go; now the topic", flush=True)
-            with running_broker(folder / "kafka") as broker:
-                # a consumer takes some beyond its records until it is stopped
-                fill(broker, "plain", 6 * args.records)
-                measure(args, folder, broker, postgres, connection)
-        finally:
-            postgres.stop()
+    with temporary_tables() as (folder, postgres, connection):
+        put(connection, args.old, 400, DAYS + 2)
+        put(connection, args.rows - args.old, DAYS - 1, 1)
+        with connection.cursor() as cursor:
+            cursor.execute("VACUUM ANALYZE raw_access_events")
+            cursor.execute("CHECKPOINT")
+        print(f"{args.rows:,} rows, {args.old:,} of them to go; now the topic", flush=True)
+        with running_broker(folder / "kafka") as broker:
+            # a consumer takes some beyond its records until it is stopped
+            fill(broker, Dataset(), 6 * args.records)
+            measure(args, folder, broker, postgres, connection)
 
 
 if __name__ == "__main__":
