@@ -252,7 +252,8 @@ def main() -> int:
     args = parse_arguments()
     set_up_logging(args)
     kafka_log.calm()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl+C
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has it start with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     psycopg2.extensions.set_wait_callback(wait_select)  # else Ctrl+C would wait for the statement's end
     try:
         with closing(connect_postgres("smart-access-erase", options="-c timezone=UTC")) as connection:

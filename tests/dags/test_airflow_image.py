@@ -90,7 +90,8 @@ def test_airflow_knows_every_setting_and_loads_the_dags_with_them(tmp_path: Path
     done = subprocess.run([sys.executable, "-c", ASK_AIRFLOW], env=env, capture_output=True, text=True, check=True)
     unknown, loaded = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
     assert unknown == []
-    assert loaded == [["smart_access_batch_pipeline", "smart_access_streaming_pipeline"], {}]
+    names = ["smart_access_batch_pipeline", "smart_access_maintenance", "smart_access_streaming_pipeline"]
+    assert loaded == [names, {}]
 
 
 def pins() -> dict[str, str]:

@@ -183,6 +183,7 @@ def test_a_ledger_out_of_balance_is_an_error_that_names_the_partition(
     assert list(page.success) == []
 
 
+@pytest.mark.slow
 def test_a_run_of_dbt_that_failed_is_shown_with_its_reason(
     database: dict[str, str], execute: Execute, build: Callable[[], None], visit: Visit
 ) -> None:

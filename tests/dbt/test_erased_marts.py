@@ -35,6 +35,7 @@ NOBODYS = {
     "public.ingest_offsets": {"cluster_id", "consumer_group", "topic"},
     "public.suppression_list": {"salt"},
     "public.suppressions": {"kind", "digest"},
+    "public.sweeps": {"deleted"},
 }
 TEXTS = """
 SELECT format('%%I.%%I', nspname, relname), relname::text, array_agg(attname::text)
@@ -108,6 +109,7 @@ def text_of(warehouse: Any, schemas: tuple[str, ...] = ("public", "snapshots", "
     return "\n".join(t for (name,) in tables for (t,) in rows(warehouse, f"SELECT t::text FROM {name} AS t"))  # noqa: S608
 
 
+@pytest.mark.slow
 def test_the_rest_of_the_fleet_is_what_a_full_refresh_gives(dbt: Any, warehouse: Any, erase: Any) -> None:
     """A random fleet, in which two devices move into a household and out again, and one stays there."""
     settled = settle(warehouse)

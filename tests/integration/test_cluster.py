@@ -26,6 +26,8 @@ from topics import ensure_topics
 if TYPE_CHECKING:
     from local_servers.kafka_cluster import KafkaCluster
 
+pytestmark = pytest.mark.slow
+
 RATE = 1500  # events per second, of 300 devices
 
 
@@ -114,7 +116,6 @@ def test_any_one_broker_may_be_killed_under_load(
     assert copies(cluster, ["__consumer_offsets"]) == {"__consumer_offsets": {3}}
 
 
-@pytest.mark.slow
 def test_with_two_brokers_down_the_producer_waits_says_why_and_recovers(
     cluster: KafkaCluster, stream: Stream, launch: Launcher, tmp_path: Path
 ) -> None:

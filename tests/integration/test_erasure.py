@@ -358,7 +358,7 @@ def test_nothing_is_begun_where_it_could_not_be_ended(
     warehouse.execute("DROP SCHEMA anna CASCADE; CREATE ROLE only_ingest LOGIN PASSWORD 'x' IN ROLE pipeline_ingest")
     try:
         login = {"PGUSER": "only_ingest", "PGPASSWORD": "x"}
-        refused("PGUSER=only_ingest lacks the right to delete rows of public.raw_access_events", *home, **login)
+        refused("PGUSER=only_ingest lacks the right to delete rows of public.device_horizons, ", *home, **login)
     finally:
         warehouse.execute("DROP ROLE only_ingest")
 
