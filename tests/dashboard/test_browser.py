@@ -172,7 +172,7 @@ def test_who_only_looks_sees_the_page_anew_each_minute(visitor: Callable[..., Vi
     page.wait_until(lambda: page.runs > runs)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_names_and_contrast_are_those_that_axe_asks_for(visitor: Callable[..., Visitor], scheme: str) -> None:
     page = visitor(scheme=scheme)
     rules = {"runOnly": ["color-contrast"]} if scheme == "dark" else {}  # all else is the same in both

@@ -327,6 +327,7 @@ def test_a_range_that_ends_before_it_begins_is_said(fleet: Fleet, visit: Visit) 
     assert "**The range is empty**" in page.warning[0].value
 
 
+@pytest.mark.slow
 def test_a_list_that_was_cut_says_so_and_its_count_is_that_of_all(
     database: dict[str, str], visit: Visit, execute: Callable[[str], None], build: Callable[[], None]
 ) -> None:
@@ -340,6 +341,7 @@ def test_a_list_that_was_cut_says_so_and_its_count_is_that_of_all(
     assert "The first 200: a shorter range or a filter shows the rest." in said(page)
 
 
+@pytest.mark.slow
 def test_hours_without_any_data_are_told_from_hours_without_events(
     database: dict[str, str], visit: Visit, execute: Callable[[str], None], build: Callable[[], None]
 ) -> None:

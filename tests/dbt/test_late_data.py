@@ -94,6 +94,7 @@ def assert_equals_full_refresh(dbt: Dbt, warehouse: Any) -> dict[str, set[tuple[
     return full
 
 
+@pytest.mark.slow
 def test_a_second_run_without_new_rows_changes_nothing(dbt: Dbt, warehouse: Any) -> None:
     register(warehouse, "lock", "home", "Europe/Berlin", START)
     for number in range(9):
@@ -158,6 +159,7 @@ def test_a_late_close_ends_its_session_and_a_late_open_joins_two(dbt: Dbt, wareh
     assert_equals_full_refresh(dbt, warehouse)
 
 
+@pytest.mark.slow
 def test_a_late_report_splits_a_silence_and_many_end_it(dbt: Dbt, warehouse: Any) -> None:
     silences = "SELECT started_at, ended_at FROM marts.fct_offline_sessions ORDER BY 1"
     second = [START + timedelta(seconds=number) for number in range(0, 700, 10)]

@@ -78,6 +78,7 @@ def test_the_defaults_are_those_of_the_scripts() -> None:
     assert runpy.run_path(str(SCRIPT))["DEFAULTS"] == POSTGRES_DEFAULTS
 
 
+@pytest.mark.slow
 def test_of_two_runs_at_once_one_waits_for_the_other(dbt: Any, warehouse: Any) -> None:
     lock = runpy.run_path(str(SCRIPT))["LOCK"]
     waiting = f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = {lock[0]} AND NOT granted"  # noqa: S608

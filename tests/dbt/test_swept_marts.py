@@ -238,6 +238,7 @@ def test_a_device_that_fell_silent_long_ago_stays_as_it_was(dbt: Dbt, warehouse:
     assert read(warehouse, "SELECT count(*) AS n FROM raw_device_health WHERE device_id = 'door'")[0]["n"] < 60
 
 
+@pytest.mark.slow
 def test_a_full_refresh_takes_what_was_swept_from_a_table_that_lacks_a_column(
     dbt: Dbt, warehouse: Any, pinned_file: int
 ) -> None:

@@ -125,6 +125,7 @@ def backups(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_postgresql_destroyed_under_load_comes_back_with_nothing_lost_and_nothing_doubled(
     kafka: KafkaBroker,
     make_postgres: Callable[..., PostgresServer],

@@ -89,6 +89,7 @@ def pids(environment: dict[str, str]) -> list[str]:
     return [(Path(environment["STACK_DIR"]) / f"{name}.pid").read_text() for name in ("kafka", "postgres")]
 
 
+@pytest.mark.slow
 def test_the_stack_keeps_its_data_until_it_is_reset(environment: dict[str, str]) -> None:
     first = run_stack(environment, "up")
     assert first.returncode == 0, first.stderr
