@@ -105,7 +105,8 @@ def main() -> int:
     args = parse_arguments()
     pipeline_settings.set_up_logging(args)
     os.umask(0o077)  # personal data, for its owner alone
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl+C: nothing half is left
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has it start with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         place = back_up(args)
     except (KeyboardInterrupt, psycopg2.errors.QueryCanceled):

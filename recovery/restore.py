@@ -135,7 +135,8 @@ def _restore_registry(args: argparse.Namespace, records: list[RegistryRecord]) -
 def main() -> int:
     args = parse_arguments()
     pipeline_settings.set_up_logging(args)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has it start with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         restore(args)
     except (KeyboardInterrupt, psycopg2.errors.QueryCanceled):
