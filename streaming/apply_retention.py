@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
 import threading
@@ -27,6 +26,7 @@ from psycopg2.extras import wait_select
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from backfill import marts
 from pipeline_settings import (
     add_logging_options,
     add_retention_option,
@@ -102,9 +102,8 @@ def _sweep(args: argparse.Namespace, stop: threading.Event) -> int:
     with closing(connect()) as connection:
         apply_schema(connection)
     retention = Retention(args.retention_days, args.aggregate_months, datetime.now(UTC).date())
-    marts = os.environ.get("DBT_SCHEMA") or "marts"
     with _progress() as tell:
-        deleted = sweep(connect, retention, marts=marts, share=args.share, dry_run=args.dry_run, stop=stop, tell=tell)
+        deleted = sweep(connect, retention, marts=marts(), share=args.share, dry_run=args.dry_run, stop=stop, tell=tell)
     counts = " ".join(f"{table}={count}" for table, count in deleted.items() if count) or "nothing"
     would = "would go" if args.dry_run else "gone"
     print(f"{would}: {counts} before={retention.cutoff:%Y-%m-%d} seconds={time.monotonic() - began:.1f}")

@@ -21,6 +21,7 @@ import psycopg2
 import tenacity
 from psycopg2 import sql
 
+from backfill import DBT_LOCK
 from pipeline_settings import ROOT
 from sink import is_outage
 from sweep_parts import FLEET, Part, Retention, fleet_statements, mart_parts, midnight, public_parts
@@ -28,7 +29,6 @@ from sweep_parts import FLEET, Part, Retention, fleet_statements, mart_parts, mi
 log = logging.getLogger("sweep")
 
 LOCK = (0x737770, 1)  # "swp" and a number, of which only one sweep has it
-MODELS_LOCK = (0x646274, 1)  # of dbt/one_at_a_time.py
 MODELS_WAIT_S = 600
 MODELS_HOLD_S = 20.0
 OUTAGE_S = 60  # so long PostgreSQL is waited for
@@ -174,18 +174,18 @@ class _Sweep:
             cursor.execute((ROOT / "streaming/sql/horizons.sql").read_text(encoding="utf-8"), self._values)
 
     def _lock_models(self) -> None:
-        [(taken,)] = self._execute("SELECT pg_try_advisory_lock(%s, %s)", MODELS_LOCK)
+        [(taken,)] = self._execute("SELECT pg_try_advisory_lock(%s, %s)", DBT_LOCK)
         if not taken:
             log.info("a run of the models is at work: waiting for its end, at most %d s", MODELS_WAIT_S)
             self._execute("SET lock_timeout = %s", (f"{MODELS_WAIT_S}s",))
-            self._execute("SELECT pg_advisory_lock(%s, %s)", MODELS_LOCK)
+            self._execute("SELECT pg_advisory_lock(%s, %s)", DBT_LOCK)
             self._execute("RESET lock_timeout")
         self._with_models_lock = True
         self._models_locked_at = time.monotonic()
 
     def _unlock_models(self) -> None:
         self._with_models_lock = False
-        self._execute("SELECT pg_advisory_unlock(%s, %s)", MODELS_LOCK)
+        self._execute("SELECT pg_advisory_unlock(%s, %s)", DBT_LOCK)
 
     # --- the work ---
 

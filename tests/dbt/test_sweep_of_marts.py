@@ -17,7 +17,8 @@ import pytest
 
 import pipeline_settings
 import sweep as sweeping
-from sweep import MODELS_LOCK, sweep
+from backfill import DBT_LOCK
+from sweep import sweep
 from sweep_parts import Retention
 
 # Days before 2026-03-01, the cutoff, of whose hours the last 13 months before 2026-03-31 stay
@@ -151,7 +152,7 @@ def models_run(wait: bool = False) -> Iterator[Any]:
     with closing(connect()) as connection:
         connection.autocommit = True
         if not wait:
-            run(connection, "SELECT pg_advisory_lock(%s, %s)", *MODELS_LOCK)
+            run(connection, "SELECT pg_advisory_lock(%s, %s)", *DBT_LOCK)
         yield connection
 
 
@@ -170,18 +171,18 @@ def test_the_marts_are_swept_while_no_run_of_the_models_is_at_work(built: Any, m
     with ThreadPoolExecutor() as threads:
         with models_run() as running:
             sweeping_now = threads.submit(sweep, connect, TODAY, tell=tell)
-            wait_until(lambda: rows(built, waiting, *MODELS_LOCK))
+            wait_until(lambda: rows(built, waiting, *DBT_LOCK))
             assert rows(built, "SELECT (deleted ->> 'raw_access_events')::int > 0 FROM sweeps") == [(True,)]
             assert rows(built, count) == before
-            run(running, "SELECT pg_advisory_unlock(%s, %s)", *MODELS_LOCK)
+            run(running, "SELECT pg_advisory_unlock(%s, %s)", *DBT_LOCK)
         # a run that asks for the lock meanwhile has it before the next table
         assert at_work.wait(30)
         with models_run(wait=True) as asking:
-            asked = threads.submit(run, asking, "SELECT pg_advisory_lock(%s, %s)", *MODELS_LOCK)
-            wait_until(lambda: rows(built, waiting, *MODELS_LOCK))
+            asked = threads.submit(run, asking, "SELECT pg_advisory_lock(%s, %s)", *DBT_LOCK)
+            wait_until(lambda: rows(built, waiting, *DBT_LOCK))
             go_on.set()
             asked.result(30)
-            wait_until(lambda: rows(built, waiting, *MODELS_LOCK))
+            wait_until(lambda: rows(built, waiting, *DBT_LOCK))
             assert rows(built, "SELECT ended_at FROM sweeps") == [(None,)]
             assert rows(built, "SELECT count(*) FROM marts.fct_access_events WHERE event_at < '2026-01-01'") > [(57,)]
         assert sweeping_now.result(30)["fct_access_events"] > 0

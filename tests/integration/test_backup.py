@@ -23,6 +23,7 @@ from kafka import KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient
 from running_consumer import PARTITIONS, ROOT, Consumer, Database
 
+import backfill
 import kafka_contact
 from contracts import DEVICES, EVENTS, HOUSEHOLDS
 from local_servers import ServerError, free_port
@@ -475,7 +476,7 @@ def test_a_backup_that_is_interrupted_or_fails_leaves_nothing(stream: Stream, ba
 def test_a_backup_waits_for_a_run_of_the_models(stream: Stream, backups: Path) -> None:
     lock = re.search(r"^LOCK = (.*)$", (ROOT / "dbt/one_at_a_time.py").read_text(), re.MULTILINE)
     assert lock is not None
-    assert ast.literal_eval(lock[1]) == database_copy.DBT_LOCK
+    assert ast.literal_eval(lock[1]) == database_copy.DBT_LOCK == backfill.DBT_LOCK
     with closing(stream.connect()) as models, models.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_lock(%s, %s)", database_copy.DBT_LOCK)
         command = [sys.executable, "-m", "recovery.backup", backups, "--only", "database"]
