@@ -26,22 +26,20 @@ does with duplicates, poison and a kill -9.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import kafka_connect
-from meter import TROUBLE, Meter, machine
-from preloaded_topic import ROOT, Dataset, empty, fill, floor_lines, floor_rate, running_broker, temporary_tables
+from figures import RESULTS, Figures, keep, machine, medians
+from meter import TROUBLE, Meter
+from preloaded_topic import Dataset, empty, fill, floor_lines, floor_rate, running_broker, temporary_tables
 from systems import OURS, QUIXSTREAMS, KafkaConnect, Ours, Place, QuixStreams, RowByRow, System, quixstreams_python
 
 from local_servers.kafka_jars import COORDINATES
 from local_servers.postgres_server import PostgresServer
 
-RESULTS = Path(__file__).with_name("results")
 BATCHES = (2_000, 10_000)
 TASKS = (1, 2)
 COMMIT_EVERY = (1_000, 10_000)
@@ -49,7 +47,6 @@ GRID_SECONDS = 10.0
 # So that the members of a group that are started together share the partitions from the first record on
 BROKER = {"group.initial.rebalance.delay.ms": "3000"}
 COLUMNS = ("rate", "second_half", "cpu", "postgres_cpu", "memory")
-Figures = dict[str, float]
 
 
 class Comparison:
@@ -143,11 +140,6 @@ def _told(system: System) -> str:
     return ", ".join(f"{name.removeprefix('consumer.override.')}={value}" for name, value in system.settings.items())
 
 
-def medians(rounds: list[Figures]) -> Figures:
-    names = dict.fromkeys(name for figures in rounds for name in figures)
-    return {name: statistics.median(figures[name] for figures in rounds if name in figures) for name in names}
-
-
 def tell(comparison: Comparison) -> None:
     print("\n| | rows/s | 2nd half | of the floor | of ours | CPU s per million | PostgreSQL's | peak MB |")
     print("|---|---|---|---|---|---|---|---|")
@@ -167,13 +159,6 @@ def tell(comparison: Comparison) -> None:
             print(f"{name}: " + ", ".join(f"{key}={value}" for key, value in settings.items()))
     for name, failure in comparison.failures.items():
         print(f"{name} failed: {failure}")
-
-
-def keep(raw: dict[str, Any], file: Path) -> Path:
-    """Writes the raw figures; the file as one names it from here."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(raw, indent=1) + "\n")
-    return file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
 
 
 def versions(connection: Any) -> dict[str, str]:

@@ -30,10 +30,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from alternatives import BROKER, RESULTS, keep, versions
+from alternatives import BROKER, versions
+from figures import RESULTS, keep, machine
 from kafka import KafkaConsumer, TopicPartition
 from kafka_connect import DEAD_LETTERS
-from meter import STALLED_S, TROUBLE, Meter, machine
+from meter import STALLED_S, TROUBLE, Meter
 from preloaded_topic import TOPIC, Dataset, empty, fill, running_broker, temporary_tables
 from systems import KafkaConnect, Ours, Place, QuixStreams, RowByRow, System, quixstreams_python
 

@@ -1,6 +1,6 @@
-"""How fast is one consumer, against the floor that PostgreSQL sets, and how late is a row?
+"""How fast is one consumer, against the floor that PostgreSQL sets?
 
-    python benchmarks/ingest.py [--records N] [--rounds R] [--percent P,P] [--latency-seconds S] [--only rate|latency]
+    python benchmarks/ingest.py [--records N] [--rounds R] [--percent P,P]
 
 Starts a Kafka and a PostgreSQL of its own in a temporary folder. In each round, one after the other on the same tables:
 
@@ -12,31 +12,26 @@ P % poison     so many of the records, spread evenly, are not valid
 
 A rate is rows and dead letters over the time from the first transaction's begin to the last one's, leaving the last
 one's out; with duplicates it is raised by their share. CPU and memory are the process's own, start-up included in
-memory and left out of CPU. Ratios are taken within a round. Event ids are UUIDv7. Latency is from the event's time,
-which is the moment of sending, to its transaction's commit (PostgreSQL's track_commit_timestamp), with the producer's
-and the consumer's defaults.
+memory and left out of CPU. Ratios are taken within a round. Event ids are UUIDv7. How late a row is tells latency.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import random
 import statistics
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import STDOUT, Popen
 from typing import Any
 
 import psutil
+from figures import medians
 from preloaded_topic import (
     ROOT,
-    TOPIC,
     Dataset,
     empty,
     fill,
@@ -45,17 +40,19 @@ from preloaded_topic import (
     peak_memory,
     running_broker,
     temporary_tables,
-    uuid7,
 )
 
-from delivery import Delivery
 from local_servers.kafka_broker import KafkaBroker
 from local_servers.postgres_server import PostgresServer
 
 # A dead letter has no ingested_at, but is made in the same transaction
 TRANSACTIONS = """
 SELECT at, count(*)
-FROM (SELECT ingested_at AS at FROM raw_access_events UNION ALL SELECT created_at FROM dead_letters) AS kept
+FROM (
+    SELECT ingested_at AS at FROM raw_access_events WHERE ingested_at > %(since)s
+    UNION ALL
+    SELECT created_at FROM dead_letters WHERE created_at > %(since)s
+) AS kept
 GROUP BY at ORDER BY at"""
 
 
@@ -90,7 +87,13 @@ def consumed(connection: Any) -> int:
 
 def consumer_rate(broker: KafkaBroker, postgres: PostgresServer, connection: Any, total: int, log: Path,
                   **settings: str) -> dict[str, float]:  # fmt: skip
-    """Records/s, CPU seconds per million records and peak memory in MB of one consumer over the whole topic."""
+    """Records/s, CPU seconds per million records and peak memory in MB of one consumer over the whole topic.
+
+    The ledger must be empty; other rows may be there.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT clock_timestamp()")
+        (since,) = cursor.fetchone()
     with running_consumer(broker, postgres, log, **settings) as process:
         status = psutil.Process(process.pid)
         cpu_at_start = None
@@ -104,7 +107,7 @@ def consumer_rate(broker: KafkaBroker, postgres: PostgresServer, connection: Any
         memory = peak_memory(process.pid)
     before, cpu_before = cpu_at_start or (0, 0.0)
     with connection.cursor() as cursor:
-        cursor.execute(TRANSACTIONS)
+        cursor.execute(TRANSACTIONS, {"since": since})
         *others, (last, of_last) = cursor.fetchall()
         cursor.execute("SELECT bool_and(balanced) FROM ingest_ledger")
         if cursor.fetchone() != (True,):
@@ -144,56 +147,11 @@ def rates(args: argparse.Namespace, folder: Path, postgres: PostgresServer, conn
     print("\n| | records/s | of the floor | CPU s per million | peak MB |\n|---|---|---|---|---|")
     for name, rounds in found.items():
         ratio = statistics.median(r["rate"] / f["rate"] for r, f in zip(rounds, found["floor"], strict=True))
-        rate, cpu, memory = (
-            statistics.median(r.get(key, float("nan")) for r in rounds) for key in ("rate", "cpu", "memory")
-        )
-        print(f"| {name} | {rate:,.0f} | {ratio:.2f} | {cpu:.2f} | {memory:.0f} |")
+        figures = medians(rounds)
+        spent = f"{figures['cpu']:.2f} | {figures['memory']:.0f}" if "cpu" in figures else " | "
+        print(f"| {name} | {figures['rate']:,.0f} | {ratio:.2f} | {spent} |")
     pairs = zip(found["consumer"], found["plain poll()"], strict=True)
     print(f"\nconsumer : plain poll() = {statistics.median(a['rate'] / b['rate'] for a, b in pairs):.2f}")
-
-
-def latencies(args: argparse.Namespace, folder: Path, postgres: PostgresServer, connection: Any) -> None:
-    print("\n| events/s | p50 ms | p95 ms | p99 ms | max ms |\n|---|---|---|---|---|", flush=True)
-    for rate in (30, 1000):
-        empty(connection)
-        with (
-            running_broker(folder / f"latency-{rate}") as broker,
-            running_consumer(broker, postgres, folder / "latency.log", CONSUMER_GROUP=f"l{rate}"),
-        ):
-            send_paced(broker.bootstrap_servers, rate, 15)  # the group forms, and Java compiles what is hot
-            after = datetime.now(UTC)
-            send_paced(broker.bootstrap_servers, rate, args.latency_seconds)
-            time.sleep(2)
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT percentile_disc(ARRAY[0.5, 0.95, 0.99, 1]) WITHIN GROUP (ORDER BY late), count(*) FROM ("
-                " SELECT 1000 * extract(epoch FROM pg_xact_commit_timestamp(xmin) - event_ts) AS late"
-                " FROM raw_access_events WHERE event_ts > %s) AS rows",
-                (after,),
-            )
-            percentiles, count = cursor.fetchone()
-        if count != rate * args.latency_seconds:
-            raise SystemExit(f"{count} rows of {rate * args.latency_seconds} arrived")
-        print(f"| {rate} | " + " | ".join(f"{value:.1f}" for value in percentiles) + " |", flush=True)
-
-
-def send_paced(servers: str, rate: int, seconds: int) -> None:
-    """Events at an even rate through the producer's own delivery; each one's time is the moment of its sending."""
-    delivery = Delivery({"bootstrap_servers": servers}, None, {})
-    rng = random.Random()
-    began = time.perf_counter()
-    for number in range(rate * seconds):
-        ahead = began + number / rate - time.perf_counter()
-        if ahead > 0:
-            time.sleep(ahead)
-        now = time.time()
-        device = f"device-{rng.randrange(300):05d}"
-        at = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        event = {"event_id": uuid7(int(now * 1000), rng), "device_id": device, "event_ts": at,
-                 "event_type": "open", "trigger_source": "app"}  # fmt: skip
-        delivery.send(TOPIC, device.encode(), json.dumps(event).encode())
-    delivery.finish()
-    delivery.close()
 
 
 def percentages(text: str) -> list[float]:
@@ -207,14 +165,9 @@ def main() -> None:
     parser.add_argument(
         "--percent", type=percentages, default=[1.0], metavar="P,P", help="duplicates, and poison (default: 1)"
     )
-    parser.add_argument("--latency-seconds", type=int, default=30, help="per rate (default: 30)")
-    parser.add_argument("--only", choices=["rate", "latency"], help="one half (default: both)")
     args = parser.parse_args()
-    with temporary_tables({"track_commit_timestamp": "on"}) as (folder, postgres, connection):
-        if args.only != "latency":
-            rates(args, folder, postgres, connection)
-        if args.only != "rate":
-            latencies(args, folder, postgres, connection)
+    with temporary_tables() as (folder, postgres, connection):
+        rates(args, folder, postgres, connection)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import subprocess
 import time
 from datetime import datetime, timedelta
@@ -139,8 +137,3 @@ def _rate(transactions: list[tuple[datetime, int]], begin: datetime, end: dateti
     took: timedelta = end - begin
     rows = sum(count for at, count in transactions if begin <= at < end)
     return rows / took.total_seconds() if took else float("nan")
-
-
-def machine() -> dict[str, Any]:
-    memory = psutil.virtual_memory().total / 2**30
-    return {"cores": os.cpu_count(), "memory_gib": round(memory), "python": platform.python_version()}

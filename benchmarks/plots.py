@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
-from alternatives import RESULTS, ROOT, medians
+from figures import RESULTS, ROOT, medians
 from PIL import Image
 from systems import OURS
 

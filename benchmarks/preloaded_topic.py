@@ -106,25 +106,26 @@ def records(dataset: Dataset, count: int, seed: int) -> Iterator[tuple[bytes, by
             yield device.encode(), value
 
 
-def load(servers: str, dataset: Dataset, count: int, seed: int) -> None:
+def load(servers: str, dataset: Dataset, count: int, seed: int, partitions: int) -> None:
     """Fills the topic with `count` events of a data set (one process of LOADERS)."""
     producer = KafkaProducer(
         bootstrap_servers=servers, enable_idempotence=True, acks="all", compression_type="lz4",
         batch_size=512 * 1024, linger_ms=20,
     )  # fmt: skip
     for number, (key, value) in enumerate(records(dataset, count, seed)):
-        producer.send(TOPIC, value, key, partition=(murmur2(key) & 0x7FFFFFFF) % PARTITIONS)
+        producer.send(TOPIC, value, key, partition=(murmur2(key) & 0x7FFFFFFF) % partitions)
         if number % 50_000 == 0:
             producer.flush()  # its buffer has no bound of its own
     producer.flush()
     producer.close()
 
 
-def fill(broker: KafkaBroker, dataset: Dataset, count: int) -> None:
+def fill(broker: KafkaBroker, dataset: Dataset, count: int, partitions: int = PARTITIONS) -> None:
     began = time.perf_counter()
-    ensure_topics({"bootstrap_servers": broker.bootstrap_servers}, PARTITIONS, 1)
+    ensure_topics({"bootstrap_servers": broker.bootstrap_servers}, partitions, 1)
+    servers = broker.bootstrap_servers
     loaders = [
-        multiprocessing.Process(target=load, args=(broker.bootstrap_servers, dataset, count // LOADERS, seed))
+        multiprocessing.Process(target=load, args=(servers, dataset, count // LOADERS, seed, partitions))
         for seed in range(1, LOADERS + 1)
     ]
     for loader in loaders:

@@ -10,15 +10,15 @@ import logging
 import math
 import random
 import time
-from functools import partial
 from typing import Any
 
-from kafka import KafkaProducer
+from kafka import KafkaProducer, TopicPartition
 from kafka.errors import AuthorizationError, KafkaError
 from kafka.partitioner import murmur2
 
 import pipeline_metrics as metrics
 from contracts import CONTRACTS
+from record_encoder import LATENCY_SAMPLE, Headers, encoded_headers, fast_batches
 
 log = logging.getLogger("producer")
 
@@ -26,38 +26,36 @@ MAX_IN_FLIGHT = 50_000  # records; more only make memory and latency grow
 MAX_TRANSACTION = 20_000  # records; and a second
 DELIVERY_TIMEOUT = 3600.0  # seconds; Kafka may be away for so long before a record counts as failed
 FINISH_TIMEOUT = 120.0  # seconds; so long is waited at the end for what is on its way
-LATENCY_SAMPLE = 8  # one record in so many is timed
 LATENCIES_KEPT = 10_000
-
-Headers = list[tuple[str, bytes]]
 
 
 class Tally:
-    """One topic's records. `acknowledge` and `fail` run on kafka-python's thread, `sent` counts on the caller's."""
+    """One topic's records. `settle` runs on kafka-python's thread, `sent` counts on the caller's."""
 
     def __init__(self, topic: str, partitions: int, headers: Headers | None = None) -> None:
         self.topic = topic
         self.headers = headers or []
+        self.headers_bytes = encoded_headers(self.headers)
         self.timed = not CONTRACTS[topic].compacted  # the registry comes in one gush, which says nothing about reports
         self.sent = self.acknowledged = self.failed = self.committed = 0
         self.error: BaseException | None = None
-        self._partitions = partitions
-        self._partition_of: dict[bytes, int] = {}
+        self._partitions = [TopicPartition(topic, number) for number in range(partitions)]
+        self._partition_of: dict[bytes, TopicPartition] = {}
         self._published = [0, 0, 0]
 
-    def partition(self, key: bytes) -> int:
+    def partition(self, key: bytes) -> TopicPartition:
         """Kafka's own choice for a key (murmur2), kept: computing it costs more than all the rest of a send."""
         known = self._partition_of.get(key)
         if known is None:
-            known = self._partition_of[key] = (murmur2(key) & 0x7FFFFFFF) % self._partitions
+            known = self._partition_of[key] = self._partitions[(murmur2(key) & 0x7FFFFFFF) % len(self._partitions)]
         return known
 
-    def acknowledge(self, _: Any) -> None:
-        self.acknowledged += 1
-
-    def fail(self, error: BaseException) -> None:
-        self.failed += 1
-        self.error = error
+    def settle(self, records: int, error: BaseException | None) -> None:
+        if error is None:
+            self.acknowledged += records
+        else:
+            self.failed += records
+            self.error = error
 
     def publish(self) -> None:
         """Brings the metrics up to date; per record it would be a lock too many."""
@@ -97,6 +95,7 @@ class Delivery:
         self._latencies: list[float] = []
         self._timed = 0
         self._until_timed = 1
+        self._fast = fast_batches(self._producer, self._settle)
 
     @property
     def sent(self) -> int:
@@ -120,18 +119,33 @@ class Delivery:
         if self.transactional and not self._in_transaction:
             self._producer.begin_transaction()
             self._transaction_since = time.monotonic()
-        future = self._producer.send(topic, value, key=key, headers=tally.headers, partition=tally.partition(key))
+        place = tally.partition(key)
+        if self._fast:
+            self._fast.send(place, key, value, tally.headers, tally.headers_bytes)
+        else:
+            self._send_alone(place, key, value, tally)
         tally.sent += 1
         self._in_transaction += self.transactional
-        self._until_timed -= tally.timed
-        if self._until_timed <= 0:
-            self._until_timed = LATENCY_SAMPLE
-            future.add_callback(partial(self._time, time.perf_counter()))
-        future.add_callback(tally.acknowledge)
-        future.add_errback(tally.fail)
 
-    def _time(self, sent_at: float, _: Any) -> None:
-        latency = time.perf_counter() - sent_at
+    def _send_alone(self, place: TopicPartition, key: bytes, value: bytes | None, tally: Tally) -> None:
+        future = self._producer.send(place.topic, value, key=key, headers=tally.headers, partition=place.partition)
+        sent_at = []
+        self._until_timed -= 1
+        if not self._until_timed:
+            self._until_timed = LATENCY_SAMPLE
+            sent_at = [time.perf_counter()]
+        future.add_callback(lambda _: self._settle(place.topic, 1, None, sent_at))
+        future.add_errback(lambda error: self._settle(place.topic, 1, error, sent_at))
+
+    def _settle(self, topic: str, records: int, error: BaseException | None, sent_at: list[float]) -> None:
+        tally = self.tallies[topic]
+        tally.settle(records, error)
+        if error is None and tally.timed:
+            now = time.perf_counter()
+            for at in sent_at:
+                self._time(now - at)
+
+    def _time(self, latency: float) -> None:
         metrics.PRODUCER_SEND_LATENCY.observe(latency)
         self._timed += 1
         if len(self._latencies) < LATENCIES_KEPT:
