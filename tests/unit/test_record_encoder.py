@@ -72,6 +72,19 @@ def test_the_bytes_are_those_of_send(clock: Any, codec: int) -> None:
     both_agree()
 
 
+def test_a_batch_is_as_full_as_one_of_send(clock: Any) -> None:
+    counts = []
+    for size in range(ROOM - 130, ROOM):
+        slow, behind = Producer(0), Producer(0)
+        fast = FastBatches(behind, lambda *_: None)
+        for value in (b"first", b"x" * size):
+            slow.send(PLACE.topic, value, b"key", [], PLACE.partition)
+            fast.send(PLACE, b"key", value, [], encoded_headers([]))
+        assert behind.batches() == slow.batches()
+        counts.append(len(behind.batches()))
+    assert set(counts) == {1, 2}
+
+
 def test_all_but_the_first_of_a_batch_take_the_fast_way(clock: Any) -> None:
     behind = Producer(0)
     fast = FastBatches(behind, lambda *_: None)
