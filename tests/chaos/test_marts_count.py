@@ -129,7 +129,7 @@ def test_the_count_of_the_marts_finds_that(postgres: Any, warehouse: Any, wrong:
 
 def test_the_count_of_the_marts_finds_who_holds_a_lock_of_theirs(postgres: Any, warehouse: Any) -> None:
     with warehouse.cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid(), pg_advisory_lock[7]")
+        cursor.execute("SELECT pg_backend_pid(), pg_advisory_lock(7)")
         [(pid, _)] = cursor.fetchall()
     assert found(postgres, warehouse) == [f"a lock of the models is held: ({pid}, 0, 7)"]
 
