@@ -179,7 +179,7 @@ def test_whatever_befalls_airflow_the_marts_become_what_the_tables_are(servers_f
 
 
 def test_at_ctrl_c_the_fault_under_way_ends_and_all_is_counted() -> None:
-    soak = [sys.executable, ROOT / "tests/chaos/soak.py", "--hours", "1", "--only", "producer paused"]
+    soak = [sys.executable, str(ROOT / "tests/chaos/soak.py"), "--hours", "1", "--only", "producer paused"]
     with subprocess.Popen(soak, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:

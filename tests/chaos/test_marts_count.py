@@ -95,7 +95,7 @@ def built(postgres: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 def build(database: dict[str, str], folder: Path) -> None:
     places = {"DBT_TARGET_PATH": str(folder), "DBT_LOG_PATH": str(folder), "DBT_SCHEMA": "marts"}
-    command = [sys.executable, ROOT / "dbt/one_at_a_time.py", "--quiet", "build", "--selector", "models"]
+    command = [sys.executable, str(ROOT / "dbt/one_at_a_time.py"), "--quiet", "build", "--selector", "models"]
     subprocess.run(command, env={**os.environ, **database, **places}, check=True)
 
 
