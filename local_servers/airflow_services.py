@@ -12,6 +12,7 @@ import secrets
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from local_servers.daemon import Daemon
 
 USER = PASSWORD = "airflow"  # noqa: S105 - the guide's own, on 127.0.0.1
 DATABASE = "airflow"
+AIRFLOW = Path(sys.executable).with_name("airflow")
 COMMANDS = {
     "airflow-api-server": ["api-server"],
     "airflow-scheduler": ["scheduler", "--skip-serve-logs"],
@@ -33,29 +35,37 @@ COMMANDS = {
 
 
 class AirflowServices:
-    """Airflow with its state in `home`; `log_folder` gets a log for each process, beside Airflow's own task logs."""
+    """Airflow with its state in `home`; `log_folder` gets a log for each process, beside Airflow's own task logs.
 
-    def __init__(self, home: Path, port: int, log_folder: Path) -> None:
+    settings: variables that count before those of the environment: another PostgreSQL, Airflow's own settings.
+    """
+
+    def __init__(self, home: Path, port: int, log_folder: Path, settings: Mapping[str, str] | None = None) -> None:
         self.home = home
         self.port = port
         self.url = f"http://{LOOPBACK}:{port}"
         self.daemons = [Daemon(name, home.parent, log_folder / f"{name}.log") for name in COMMANDS]
         self._migration = Daemon("airflow-db-migrate", home.parent, log_folder / "airflow-db-migrate.log")
+        self._settings = settings or {}
         self._token = ""
-        self._started: list[Daemon] = []
+        self._started: dict[str, Daemon] = {}
 
     def start(self) -> None:
         """Starts the processes; `is_ready` tells when they answer. Raises ServerError."""
         require_free_port(self.port, "set AIRFLOW_PORT=<free port>")
-        environment = self._environment()
-        _create_database()
-        airflow = Path(sys.executable).with_name("airflow")
-        self._migration.start([airflow, "db", "migrate"], env=environment)
+        _create_database(self._postgres())
+        self._migration.start([AIRFLOW, "db", "migrate"], env=self._environment())
         if self._migration.wait() != 0:
             raise ServerError(f"airflow db migrate failed.{self._migration.log_tail()}")
-        for daemon in self.daemons:
-            daemon.start([airflow, *COMMANDS[daemon.name]], env=environment)
-            self._started.append(daemon)
+        self.start_ended()
+
+    def start_ended(self) -> list[str]:
+        """Starts the processes that do not run; their names."""
+        ended = [daemon for daemon in self.daemons if not daemon.is_running()]
+        for daemon in ended:
+            daemon.start([AIRFLOW, *COMMANDS[daemon.name]], env=self._environment())
+            self._started[daemon.name] = daemon
+        return [daemon.name for daemon in ended]
 
     def stop(self) -> None:
         # The scheduler first: it starts nothing new then, and its tasks can still report to the api-server
@@ -66,7 +76,7 @@ class AirflowServices:
 
     def started(self) -> list[Daemon]:
         """The processes that should be running by now."""
-        return list(self._started)
+        return list(self._started.values())
 
     def is_ready(self) -> bool:
         """Whether the UI answers and both other processes have reported."""
@@ -112,12 +122,16 @@ class AirflowServices:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
+    def _postgres(self) -> dict[str, str]:
+        known = pipeline_settings.postgres_parameters()
+        return known | {name: value for name, value in self._settings.items() if name in known}
+
     def _environment(self) -> dict[str, str]:
         """Everything that the processes and their tasks need: settings, libpq's variables, PATH."""
         self.home.mkdir(parents=True, exist_ok=True)
         passwords = self.home / "passwords.json"
         passwords.write_text(json.dumps({USER: PASSWORD}))
-        postgres = pipeline_settings.postgres_parameters()
+        postgres = self._postgres()
         login = f"{quote(postgres['PGUSER'], safe='')}:{quote(postgres['PGPASSWORD'], safe='')}"
         secret = self._secret()
         return {
@@ -144,6 +158,7 @@ class AirflowServices:
             "BATCH_DROP_DIR": os.environ.get("BATCH_DROP_DIR") or str(self.home.absolute().parent / "drop"),
             "DBT_TARGET_PATH": str(self.home.absolute() / "dbt-target"),
             "DBT_LOG_PATH": str(self.home.absolute() / "dbt-logs"),
+            **self._settings,
         }
 
     def _secret(self) -> str:
@@ -155,9 +170,11 @@ class AirflowServices:
         return file.read_text()
 
 
-def _create_database() -> None:
+def _create_database(postgres: dict[str, str]) -> None:
     """Airflow's metadata beside the project's data, not in it."""
-    with closing(pipeline_settings.connect_postgres("smart-access-stack", dbname="postgres")) as connection:
+    where = {"host": postgres["PGHOST"], "port": postgres["PGPORT"], "dbname": "postgres"}
+    login = {"user": postgres["PGUSER"], "password": postgres["PGPASSWORD"]}
+    with closing(pipeline_settings.connect_postgres("smart-access-stack", **where, **login)) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
             try:

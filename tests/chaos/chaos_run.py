@@ -10,14 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from faults import KINDS, Planned
+import marts_count
+from faults import AIRFLOW, KINDS, Planned
 from independent_count import IndependentCount
+from models_run import MODELS_WITHIN_S
 from script import NotRecovered
-from stage import Place, Stage
+from stage import DATABASE, Place, Stage
 
 from local_servers import ServerError
 
@@ -74,16 +76,19 @@ class Run:
             for fault in step:
                 befell.append(lasting.enter_context(KINDS[fault.kind].befall(self.stage, fault.pick)))
                 self._stop.wait(fault.hold_s)
-        lasted = time.monotonic() - began
+        ended, over_at = time.monotonic(), datetime.now(UTC)
         first_s, all_s = self._recovery()
         self.faults += len(step)
         kinds = [fault.kind for fault in step]
-        times = {"lasted_s": round(lasted, 3), "first_s": round(first_s, 3), "all_s": round(all_s, 3)}
+        times = {"lasted_s": ended - began, "first_s": first_s, "all_s": all_s}
+        told = f"lasted {ended - began:5.1f} s, a row after {first_s:5.2f} s, all of them after {all_s:5.2f} s"
+        if AIRFLOW in {KINDS[kind].area for kind in kinds}:
+            self._await_models(over_at)
+            times["models_s"] = time.monotonic() - ended
+            told += f", a run of the models after {times['models_s']:.0f} s"
+        times = {name: round(seconds, 3) for name, seconds in times.items()}
         self._note(fault=kinds, befell=befell, **times, memory=self.stage.memory())
-        self._say(
-            f"{self._clock()} {self.faults:5} {' within '.join(reversed(kinds)):50} {'+'.join(befell):28}"
-            f" lasted {lasted:5.1f} s, a row after {first_s:5.2f} s, all of them after {all_s:5.2f} s"
-        )
+        self._say(f"{self._clock()} {self.faults:5} {' within '.join(reversed(kinds)):50} {'+'.join(befell):28} {told}")
 
     def _recovery(self) -> tuple[float, float]:
         """Seconds from now until a row is stored, and until all is stored that Kafka has now."""
@@ -103,15 +108,23 @@ class Run:
         self._wait(lambda: told.update(ask()) is None, otherwise)
         return told
 
-    def _wait(self, done: Callable[[], bool], otherwise: str) -> None:
+    def _await_models(self, moment: datetime) -> None:
+        """Until a run of the DAG has succeeded whose models were begun after it."""
+        models = self.stage.models
+        if models is not None:
+            self._wait(lambda: models.has_built_since(moment), "no run of the models succeeds", MODELS_WITHIN_S)
+
+    def _wait(self, done: Callable[[], bool], otherwise: str, within_s: float = RECOVERED_WITHIN_S) -> None:
         def looked_after() -> bool:
             for script in self.stage.scripts:
                 said = script.restart_if_ended()
                 if said:
                     self._problem(said)
+            if self.stage.models:
+                self.stage.models.restart_ended()
             return done()
 
-        self.stage.wait(looked_after, otherwise, RECOVERED_WITHIN_S)
+        self.stage.wait(looked_after, otherwise, within_s)
 
     def _end_round(self) -> bool:
         self._rounds += 1
@@ -119,7 +132,20 @@ class Run:
         ends = self._when_told(self.stage.ends, "Kafka does not tell where it ends")
         self._wait(lambda: self.stage.ledger() == ends, "the ledger does not come to where Kafka ends")
         self.count.read(self.stage.journal)
-        return self._report("round", self.count)
+        return self._report("round", self.count) and self._marts_agree()
+
+    def _marts_agree(self) -> bool:
+        models = self.stage.models
+        if models is None:
+            return True
+        self._await_models(datetime.now(UTC))
+        differences = marts_count.differences(self.stage.postgres.connect(DATABASE)) + models.left_behind()
+        runs, restarts = models.runs(), dict(models.restarts)
+        self._note(round=self._rounds, what="marts", runs=runs, restarts=restarts, differences=differences)
+        told = " ".join(f"{state}={count}" for state, count in sorted(runs.items()))
+        return self._verdict(
+            f"marts {self._rounds}: runs {told}, processes restarted={sum(restarts.values())}", differences
+        )
 
     def _count_anew(self) -> bool:
         """From Kafka's first record on, as somebody would who knows nothing of the rounds."""
@@ -132,10 +158,13 @@ class Run:
         differences = count.differences()
         counts = count.total()
         self._note(round=self._rounds, what=what, counts=counts, differences=differences)
+        told = " ".join(f"{name}={counts[name]}" for name in ("stored", "duplicates", "dead"))
+        return self._verdict(f"{what} {self._rounds}: {told}", differences)
+
+    def _verdict(self, told: str, differences: list[str]) -> bool:
         for difference in differences:
             self._problem(difference)
-        told = " ".join(f"{name}={counts[name]}" for name in ("stored", "duplicates", "dead"))
-        self._say(f"{self._clock()} {what} {self._rounds}: {told}: {'DOES NOT AGREE' if differences else 'agrees'}")
+        self._say(f"{self._clock()} {told}: {'DOES NOT AGREE' if differences else 'agrees'}")
         return not differences
 
     def _problem(self, text: str) -> None:

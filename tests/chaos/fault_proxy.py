@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -53,7 +54,7 @@ class FaultProxy:
     def stop(self) -> None:
         self._daemon.stop()
 
-    def _call(self, method: str, path: str, **body: object) -> None:
+    def _call(self, method: str, path: str, **body: Any) -> None:
         answer = requests.request(method, f"http://{LOOPBACK}:{self._port}/proxies{path}", json=body, timeout=10)
         assert answer.ok, f"toxiproxy: {method} {path}: {answer.text}"
 

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from models_run import MODELS_WITHIN_S, SCHEDULER, ModelsRun
 from script import Script
 from stage import CONSUMERS, PRODUCER, Stage
 
+AIRFLOW = "airflow"  # an area
 Befall = Callable[[Stage, float], AbstractContextManager[str]]  # the float, from 0 to 1, picks whom
 SESSIONS = "SELECT pid FROM pg_stat_activity WHERE starts_with(application_name, 'smart-access') ORDER BY pid"
 
@@ -119,6 +121,45 @@ def _link_fault(what: str, links: list[str], stage: Stage, pick: float) -> Itera
         yield link
 
 
+@contextmanager
+def _scheduler_killed(stage: Stage, _: float) -> Iterator[str]:
+    """With the tasks that it has started, as a container's end would end them."""
+    models = _models(stage)
+    models.kill(SCHEDULER)
+    yield SCHEDULER
+    models.restart_ended()
+
+
+@contextmanager
+def _dbt_killed(stage: Stage, _: float) -> Iterator[str]:
+    stage.wait(_models(stage).kill_dbt, "no run of dbt is there to be killed", MODELS_WITHIN_S)
+    yield "dbt"
+
+
+@contextmanager
+def _airflow_restarted(stage: Stage, _: float) -> Iterator[str]:
+    services = _models(stage).services
+    services.stop()
+    yield "airflow"
+    services.start()
+
+
+@contextmanager
+def _airflow_paused(stage: Stage, _: float) -> Iterator[str]:
+    paused = []
+    for process in _models(stage).processes():
+        process.suspend()
+        paused.append(process)
+    yield f"airflow, {len(paused)} processes"
+    for process in paused:
+        process.resume()
+
+
+def _models(stage: Stage) -> ModelsRun:
+    assert stage.models is not None
+    return stage.models
+
+
 def _consumer(stage: Stage, pick: float) -> Script:
     script: Script = _one(stage.consumers, pick)
     return script
@@ -163,9 +204,16 @@ LINK_FAULTS = {
     for link, names in LINKS.items()
     for what in ("cut", "delayed", "reset", "half_open")
 }
-KINDS = PROCESS_FAULTS | SERVER_FAULTS | LINK_FAULTS
-# What stops in order waits for others: it cannot begin while they are kept away
-NOT_WITHIN = {"consumer stopped", "producer stopped"}
+AIRFLOW_FAULTS = {
+    "Airflow scheduler killed": Kind(AIRFLOW, _scheduler_killed, needs="models"),
+    "Airflow restarted": Kind(AIRFLOW, _airflow_restarted, needs="models"),
+    # up to longer than a task's heartbeat may be missing
+    "Airflow paused": Kind(AIRFLOW, _airflow_paused, 1.0, 60.0, "models"),
+    "Airflow task killed": Kind(AIRFLOW, _dbt_killed, 0, 0.5, "models"),
+}
+KINDS = PROCESS_FAULTS | SERVER_FAULTS | LINK_FAULTS | AIRFLOW_FAULTS
+# What stops in order, or waits for a run, waits for others: it cannot begin while they are kept away
+NOT_WITHIN = {"consumer stopped", "producer stopped", "Airflow restarted", "Airflow task killed"}
 SHARE_OF_PAIRS = 0.15
 
 

@@ -1,7 +1,7 @@
 """What is sent under chaos: events and health reports that carry a number, and poison that the number decides.
 
 The number rides in a header, so that whoever counts decodes nothing; in a row it is the event's id or the report's
-time.
+time. Ten numbers are a second of the devices' time, so that hours and days pass, and the models have something to do.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from pathlib import Path
 from contracts import EVENTS, HEALTH
 
 PARTITIONS = 6
+DEVICES = 50
 HEADER = "number"
 EPOCH = datetime(2020, 1, 1, tzinfo=UTC)
+STEP = timedelta(milliseconds=100)
 POISON_EVERY = 89
 POISON = (
     b'{"event_id": "cut',
@@ -30,7 +32,7 @@ POISON = (
 # In SQL, the number of a row
 NUMBER_IN_ROW = {
     EVENTS.topic: "('x' || right(event_id::text, 12))::bit(48)::bigint",
-    HEALTH.topic: "(extract(epoch FROM reported_at - '2020-01-01Z'::timestamptz) * 1000)::bigint",
+    HEALTH.topic: "(extract(epoch FROM reported_at - '2020-01-01Z'::timestamptz) * 10)::bigint",
 }
 
 
@@ -49,21 +51,21 @@ def is_poison(number: int) -> bool:
 def value(number: int) -> bytes | None:
     if is_poison(number):
         return POISON[number // POISON_EVERY % len(POISON)]
+    at = (EPOCH + number * STEP).isoformat()
     if topic(number) == HEALTH.topic:
-        at = EPOCH + timedelta(milliseconds=number)
-        return json.dumps({"device_id": key(number), "reported_at": at.isoformat(), "is_online": True}).encode()
+        return json.dumps({"device_id": key(number), "reported_at": at, "is_online": True}).encode()
     record = {
         "event_id": str(uuid.UUID(int=number)),
         "device_id": key(number),
-        "event_ts": EPOCH.isoformat(),
-        "event_type": "open",
+        "event_ts": at,
+        "event_type": ("open", "close")[number // DEVICES % 2],
         "trigger_source": "app",
     }
     return json.dumps(record).encode()
 
 
 def key(number: int) -> str:
-    return f"sensor-{number % 50}"
+    return f"sensor-{number % DEVICES}"
 
 
 def read_journal(file: Path) -> tuple[Counter[int], set[int]]:

@@ -15,7 +15,7 @@ import os
 import random
 import signal
 import sys
-import threading
+import time
 from collections import deque
 from pathlib import Path
 
@@ -56,9 +56,10 @@ class Sender:
         content = os.pread(self._file, os.fstat(self._file).st_size, 0)
         os.truncate(self._file, content.rfind(b"\n") + 1)
 
-    def run(self, stop: threading.Event) -> bool:
-        """Until `stop` is set; True if everything was acknowledged."""
-        while not stop.wait(TICK_S):
+    def run(self, stopped: list[int]) -> bool:
+        """Until there is a signal in `stopped`; True if everything was acknowledged."""
+        while not stopped:
+            time.sleep(TICK_S)
             self._settle()
             if self._in_flight < MOST_IN_FLIGHT:
                 self._send(self._due())
@@ -105,12 +106,12 @@ class Sender:
 def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     kafka_log.calm()
-    stop = threading.Event()
+    stopped: list[int] = []  # no Event: a signal that comes while this thread looks at it would wait for ever to set it
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: stop.set())
+        signal.signal(signum, lambda signum, _: stopped.append(signum))
     bootstrap_servers, journal, rate, first = sys.argv[1:]
     sender = Sender(bootstrap_servers, Path(journal), int(rate), int(first))
-    return 0 if sender.run(stop) else 1
+    return 0 if sender.run(stopped) else 1
 
 
 if __name__ == "__main__":

@@ -21,17 +21,25 @@ def percentile(values: list[float], share: float) -> float:
 
 def recovery(lines: list[dict[str, Any]]) -> Table:
     """One row a kind; two faults at once are a kind of their own."""
+    title = "seconds from a fault's end until a row is stored, and until all is"
+    return _times(lines, {"first_s": "a row", "all_s": "all"}, title)
+
+
+def models(lines: list[dict[str, Any]]) -> Table:
+    title = "seconds from a fault's end until a run of the models that began after it has succeeded"
+    return _times([line for line in lines if "models_s" in line], {"models_s": "models"}, title)
+
+
+def _times(lines: list[dict[str, Any]], whats: dict[str, str], title: str) -> Table:
     by_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
         if "fault" in line:
             by_kind["two at once" if len(line["fault"]) > 1 else line["fault"][0]].append(line)
-    names = ["fault", "count", *(f"{what} {name}" for what in ("a row,", "all,") for name in ("median", "p95", "max"))]
-    table = Table(*names, title="seconds from a fault's end until a row is stored, and until all is")
+    names = [f"{name}, {share}" for name in whats.values() for share in ("median", "p95", "max")]
+    table = Table("fault", "count", *names, title=title)
     for kind, found in sorted(by_kind.items()):
         cells = [
-            f"{percentile([line[what] for line in found], share):.2f}"
-            for what in ("first_s", "all_s")
-            for share in (0.5, 0.95, 1.0)
+            f"{percentile([line[what] for line in found], share):.2f}" for what in whats for share in (0.5, 0.95, 1.0)
         ]
         table.add_row(kind, str(len(found)), *cells)
     return table

@@ -2,6 +2,7 @@
 
     scripts/soak --hours 1
     scripts/soak --hours 24 --faults 500 --seed 7
+    scripts/soak --hours 2 --airflow                            the models run beside it, and are harmed, too
     scripts/soak --hours 4 --only PostgreSQL --only Kafka       the consumers live on: does their memory grow?
 
 Starts a Kafka and a PostgreSQL of its own. A line a fault; at the end, or at Ctrl+C (the fault under way is ended and
@@ -28,9 +29,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "streaming"), str(Path(__file__).resolve().parent)]
 
 from chaos_run import Run  # noqa: E402
-from faults import kinds_to_be_had, plan  # noqa: E402
+from faults import AIRFLOW_FAULTS, kinds_to_be_had, plan  # noqa: E402
 from rich.console import Console  # noqa: E402
-from run_summary import memory, recovery  # noqa: E402
+from run_summary import memory, models, recovery  # noqa: E402
 from stage import Stage  # noqa: E402
 
 import kafka_log  # noqa: E402
@@ -52,7 +53,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--per-round", type=whole, default=12, metavar="N", help=text)
     text = "only kinds of faults whose name begins so; may be given more than once (default: all)"
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help=text)
-    return parser.parse_args()
+    text = "also an Airflow that runs the models again and again, and its faults (default: off, as it takes a core)"
+    parser.add_argument("--airflow", action="store_true", help=f"{text}; --only Airflow asks for it, too")
+    args = parser.parse_args()
+    args.airflow = args.airflow or any(kind.startswith(tuple(args.only)) for kind in AIRFLOW_FAULTS if args.only)
+    return args
 
 
 def main() -> int:
@@ -68,7 +73,7 @@ def main() -> int:
     folder.chmod(0o755)
     run, well = None, False
     try:
-        with closing(Stage(folder, args.rate)) as stage:
+        with closing(Stage(folder, args.rate, args.airflow)) as stage:
             kinds = [kind for kind in kinds_to_be_had(stage) if not args.only or kind.startswith(tuple(args.only))]
             for lack in stage.lacks:
                 say(f"left out: {lack}")
@@ -90,7 +95,8 @@ def main() -> int:
             say(f"kept: {folder}, with the servers' data, all logs and journals")
     if run is None:
         return 1
-    Console(width=120).print(recovery(run.lines), memory(run.lines))
+    tables = [recovery(run.lines), *([models(run.lines)] if args.airflow else []), memory(run.lines)]
+    Console(width=120).print(*tables)
     verdict = "nothing lost, nothing doubled" if well else f"NOT WELL: {len(run.problems)} problems, told above"
     say(f"{run.faults} faults, seed {seed}: {verdict}")
     return 0 if well else 1

@@ -2,8 +2,8 @@
 
     producer ── link ──► Kafka ◄── link ── two consumers ── link ──► PostgreSQL, its tables on a small disk
 
-The links are there with toxiproxy, the small disk where a tmpfs can be mounted, clocks that step with libfaketime; what
-is not to be had is left out, and said.
+If asked for, an Airflow runs the models beside it. The links are there with toxiproxy, the small disk where a tmpfs can
+be mounted, clocks that step with libfaketime; what is not to be had is left out, and said.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import psycopg2
 from fault_proxy import MISSING, FaultProxy, proxy_program
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
+from models_run import ModelsRun
 from numbered_events import PARTITIONS
+from onlooker import Onlooker
 from script import NotRecovered, Script, faketime_library
 from small_disk import UNAVAILABLE, SmallDisk, can_mount
 
@@ -56,11 +58,12 @@ class Stage:
 
     folder: where the servers' data and all logs go; PostgreSQL's account must reach it.
     rate: records a second.
+    with_airflow: whether the models run, too.
     lacks: what is not to be had here, in words.
     keep: whether `close` leaves PostgreSQL's tables in the folder.
     """
 
-    def __init__(self, folder: Path, rate: int) -> None:
+    def __init__(self, folder: Path, rate: int, with_airflow: bool = False) -> None:
         self.folder = folder
         self.keep = False
         self.journal = folder / "journal-1"
@@ -68,13 +71,14 @@ class Stage:
         self._ports = steady_ports()
         self._rate = rate
         self._ended_later = ExitStack()
-        self._watching: Any = None
         program, library = proxy_program(), faketime_library()
         self.lacks = [MISSING] * (program is None) + [UNAVAILABLE] * (not can_mount()) + [CLOCKLESS] * (library is None)
         self.has_clocks = library is not None
         self.proxy = FaultProxy(program, folder, next(self._ports)) if program else None
         self.disk = None if UNAVAILABLE in self.lacks else SmallDisk(folder / "tables")
         self.postgres = PostgresServer(folder / "postgres" / "data", next(self._ports), settings=POSTGRES_SETTINGS)
+        self._onlooker = Onlooker(self.postgres, DATABASE)
+        self.models = ModelsRun(folder, self.postgres, DATABASE, next(self._ports)) if with_airflow else None
         # By link, where our script knocks; of one to Kafka, which listener of the broker's is behind it
         self._doors = {f"{name}-kafka": next(self._ports) for name in (PRODUCER, *CONSUMERS)}
         self._listeners = {link: next(self._ports) for link in self._doors}
@@ -140,6 +144,9 @@ class Stage:
             self.proxy.start()
             for link, door in self._doors.items():
                 self.proxy.add(link, door, self._listeners.get(link, self.postgres.port))
+        if self.models:
+            self._ended_later.callback(self.models.close)
+            self.models.start()
         for script in self.scripts:
             self._ended_later.callback(script.kill)
             script.start()
@@ -162,27 +169,14 @@ class Stage:
             self.disk.unmount(keep=self.keep)
 
     def close(self) -> None:
-        self._forget_connection()
+        self._onlooker.close()
         self._ended_later.close()
 
     # --- looking on, past all links ---
 
     def rows(self, statement: str, *values: Any) -> list[Any]:
-        """Raises psycopg2.Error when PostgreSQL is away; the next call connects anew."""
-        try:
-            if self._watching is None:
-                self._watching = self.postgres.connect(DATABASE)
-            with self._watching.cursor() as cursor:
-                cursor.execute(statement, values or None)
-                return list(cursor.fetchall())
-        except psycopg2.Error:
-            self._forget_connection()
-            raise
-
-    def _forget_connection(self) -> None:
-        if self._watching is not None:
-            self._watching.close()
-            self._watching = None
+        """Raises psycopg2.Error when PostgreSQL is away."""
+        return self._onlooker.rows(statement, *values)
 
     def ledger(self) -> dict[Place, int]:
         return {(topic, partition): at for topic, partition, at in self.rows(LEDGER, GROUP)}
@@ -200,6 +194,8 @@ class Stage:
         """By process, its pid and the memory that it holds, in MB."""
         found = {}
         daemons = {script.name: script.daemon for script in self.scripts} | {"kafka": self.broker.daemon}
+        if self.models:
+            daemons |= {daemon.name: daemon for daemon in self.models.services.daemons}
         for name, daemon in daemons.items():
             process = daemon.process()
             if process is not None:

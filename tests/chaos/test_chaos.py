@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,16 +14,19 @@ from typing import Any
 
 import pytest
 from chaos_run import Run
-from faults import KINDS, Planned, kinds_to_be_had, plan
+from faults import AIRFLOW_FAULTS, KINDS, Planned, kinds_to_be_had, plan
 from independent_count import IndependentCount
 from kafka import KafkaProducer
 from numbered_events import HEADER, partition, topic, value
 from stage import DATABASE, Stage
 
+from local_servers import ROOT
+
 # a server that ends leaves kafka-python with sockets that it forgets to close
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
 
 RATE = 300
+RE_LINES = re.DOTALL | re.MULTILINE
 IN_SHORT = (
     "consumer killed",
     "Kafka killed",
@@ -30,9 +37,9 @@ IN_SHORT = (
 )
 
 
-def a_run(folder: Path) -> tuple[Stage, Run]:
+def a_run(folder: Path, with_airflow: bool = False) -> tuple[Stage, Run]:
     folder.mkdir()
-    stage = Stage(folder, RATE)
+    stage = Stage(folder, RATE, with_airflow)
     return stage, Run(stage, folder / "results.jsonl", threading.Event(), print)
 
 
@@ -62,7 +69,7 @@ def test_a_round_of_faults_loses_nothing_and_doubles_nothing(after_a_round: Run)
 def test_no_kind_of_fault_was_left_out(after_a_round: Run) -> None:
     if after_a_round.stage.lacks:
         pytest.skip("; ".join(after_a_round.stage.lacks))
-    assert kinds_to_be_had(after_a_round.stage) == list(KINDS)
+    assert kinds_to_be_had(after_a_round.stage) == [kind for kind in KINDS if kind not in AIRFLOW_FAULTS]
     assert [line["fault"] for line in after_a_round.lines if "fault" in line] == [[kind] for kind in IN_SHORT]
 
 
@@ -157,5 +164,29 @@ def test_every_kind_of_fault_and_two_at_once(servers_folder: Path) -> None:
     with closing(stage):
         stage.start()
         kinds = kinds_to_be_had(stage)
-        assert run.go(plan(kinds, seed=7), len(kinds), 900, 12), run.problems
+        assert run.go(plan(kinds, seed=7), len(kinds), 3600, 12), run.problems
         assert {kind for line in run.lines for kind in line.get("fault", [])} >= set(kinds)
+
+
+def test_whatever_befalls_airflow_the_marts_become_what_the_tables_are(servers_folder: Path) -> None:
+    stage, run = a_run(servers_folder / "chaos-of-airflow", with_airflow=True)
+    with closing(stage):
+        stage.start()
+        kinds = [*AIRFLOW_FAULTS, "PostgreSQL killed"]
+        assert run.go(plan(kinds, seed=3), len(kinds), 3600, 3), run.problems
+        assert {kind for line in run.lines for kind in line.get("fault", [])} >= set(kinds)
+        assert [line["differences"] for line in run.lines if line.get("what") == "marts"] == [[], []]
+
+
+def test_at_ctrl_c_the_fault_under_way_ends_and_all_is_counted() -> None:
+    soak = [sys.executable, str(ROOT / "tests/chaos/soak.py"), "--hours", "1", "--only", "producer paused"]
+    with subprocess.Popen(soak, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "lasted" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read()
+    assert process.returncode == 0, said
+    assert re.search(r"^ending: .*^\S+ round 1: .*: agrees$.*^\S+ count from offset 0 1: .*: agrees$", said, RE_LINES)
+    assert re.search(r"^[12] faults, seed \d+: nothing lost, nothing doubled$", said, RE_LINES)

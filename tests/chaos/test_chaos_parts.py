@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
-from faults import KINDS, NOT_WITHIN, Planned, plan
+from faults import AIRFLOW_FAULTS, KINDS, NOT_WITHIN, Planned, kinds_to_be_had, plan
 from numbered_events import POISON, POISON_EVERY, is_poison, key, read_journal, topic, value
 from run_summary import percentile
+from stage import Stage
 
 from contracts import CONTRACTS, InvalidRecord
 
@@ -21,6 +24,21 @@ def steps(seed: int, count: int = 400) -> list[list[Planned]]:
 def test_the_seed_alone_decides_the_plan() -> None:
     assert steps(1) == steps(1)
     assert steps(1) != steps(2)
+
+
+def test_without_airflow_a_seed_gives_the_plan_that_it_always_gave() -> None:
+    stage = SimpleNamespace(has_clocks=True, disk=True, proxy=True, models=None)
+    kinds = kinds_to_be_had(cast(Stage, stage))
+    assert kinds == [kind for kind in KINDS if kind not in AIRFLOW_FAULTS]
+    first = [fault.kind for step in islice(plan(kinds, 2026), 6) for fault in step]
+    assert first == [
+        "PostgreSQL killed",
+        "producer clock step",
+        "producer stopped",
+        "consumer stopped",
+        "producer-Kafka cut",
+        "producer killed",
+    ]
 
 
 def test_every_kind_comes_before_any_comes_again() -> None:
