@@ -38,6 +38,7 @@ from pipeline_settings import (
     postgres_parameters,
     set_up_logging,
 )
+from stop_signals import set_soon
 from sweep import AnotherSweep, Stopped, Tell, sweep
 from sweep_parts import Retention
 
@@ -71,7 +72,7 @@ def main() -> int:
     stop = threading.Event()
 
     def interrupt(*_: object) -> None:
-        stop.set()
+        set_soon(stop)
         raise KeyboardInterrupt  # out of a rest; a statement is cancelled by wait_select
 
     for signum in (signal.SIGINT, signal.SIGTERM):

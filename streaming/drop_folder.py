@@ -32,6 +32,7 @@ from file_load import Outcome, Reading, load_file
 from load_csv import ENDS_IT, explained, make_tables, mapping_from, with_progress
 from pipeline_settings import ROOT, add_logging_options, connect_postgres, option, set_up_logging
 from sink import Fenced
+from stop_signals import set_soon
 
 log = logging.getLogger("load")
 
@@ -112,7 +113,7 @@ def main() -> int:
     folder: Path = ROOT / args.folder
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: stop.set())
+        signal.signal(signum, lambda *_: set_soon(stop))
     try:
         (folder / KEEP).mkdir(parents=True, exist_ok=True)
         files = settled(folder / KEEP) + settled(folder)

@@ -42,6 +42,7 @@ from pipeline_settings import (
     set_up_logging,
 )
 from sink import Fenced, Sink, is_outage
+from stop_signals import set_soon
 from topics import cluster_id, ensure_topics
 from writer import Status, Writer
 
@@ -85,7 +86,7 @@ def main() -> int:
     gc.set_threshold(50_000, 20, 100)  # a poll makes thousands of records, none of them in a cycle
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: stop.set())
+        signal.signal(signum, lambda *_: set_soon(stop))
     status = Status()
     if args.metrics_port:
         try:

@@ -45,6 +45,7 @@ from pipeline_settings import (
 )
 from schema_registry import RegistryError, add_registry_options, schema_headers
 from simulator import PROFILES, Simulator, Truth
+from stop_signals import set_soon
 from topics import ensure_topics
 
 log = logging.getLogger("producer")
@@ -170,7 +171,7 @@ def stop_on_signals() -> threading.Event:
         if stop.is_set():
             signal.signal(signum, signal.SIG_IGN)
             raise KeyboardInterrupt
-        stop.set()
+        set_soon(stop)
         log.info("stopping: waiting for what is on its way to Kafka")
 
     signal.signal(signal.SIGINT, handle)

@@ -41,6 +41,7 @@ from pipeline_settings import (
     set_up_logging,
 )
 from sink import Fenced
+from stop_signals import set_soon
 
 log = logging.getLogger("load")
 
@@ -99,7 +100,7 @@ def main() -> int:
     reading = Reading(args.table, args.delimiter or "", args.mapping, args.batch_size)
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: stop.set())
+        signal.signal(signum, lambda *_: set_soon(stop))
     if args.dry_run:
         return each(args.files, partial(check_file, reading=reading, stop=stop))
     connect = partial(connect_postgres, "smart-access-load")
