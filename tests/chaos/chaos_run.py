@@ -16,8 +16,9 @@ from typing import Any
 
 from faults import KINDS, Planned
 from independent_count import IndependentCount
+from onlooker import Place
 from script import NotRecovered
-from stage import Place, Stage
+from stage import Stage
 
 from local_servers import ServerError
 

@@ -14,7 +14,8 @@ from faults import KINDS, Planned, kinds_to_be_had, plan
 from independent_count import IndependentCount
 from kafka import KafkaProducer
 from numbered_events import HEADER, partition, topic, value
-from stage import DATABASE, Stage
+from onlooker import DATABASE
+from stage import Stage
 
 # a server that ends leaves kafka-python with sockets that it forgets to close
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
