@@ -33,6 +33,14 @@ POSTGRES_DEFAULTS = {
 SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 SASL_MECHANISMS = ("SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN")
 
+# Either end notices within half a minute that the other one is gone without a word. What a session has locked whose
+# client's host is gone would else keep its successor waiting for PostgreSQL's own keepalives: for two hours by default.
+POSTGRES_SILENCE_MS = 30_000
+KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+AT_THE_SERVER = f" -c tcp_user_timeout={POSTGRES_SILENCE_MS}" + "".join(
+    f" -c tcp_{name}={value}" for name, value in KEEPALIVES.items()
+)
+
 # Whoever owns the tables, or makes them
 MAY_MAKE_TABLES = """
 SELECT coalesce((SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass('raw_access_events')),
@@ -232,12 +240,12 @@ def connect_postgres(application_name: str, **parameters: Any) -> Any:
         "user": known["PGUSER"],
         "password": known["PGPASSWORD"],
         "connect_timeout": 10,
-        "keepalives_idle": 10,
-        "keepalives_interval": 5,
-        "keepalives_count": 3,
+        **KEEPALIVES,
+        "tcp_user_timeout": POSTGRES_SILENCE_MS,
         "application_name": application_name,
     }
-    return psycopg2.connect(**(settings | parameters))
+    options = parameters.pop("options", os.environ.get("PGOPTIONS", "")) + AT_THE_SERVER
+    return psycopg2.connect(**(settings | parameters | {"options": options}))
 
 
 def lacks_a_right(error: psycopg2.Error) -> str:
