@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import socket
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -40,6 +41,23 @@ KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count
 AT_THE_SERVER = f" -c tcp_user_timeout={POSTGRES_SILENCE_MS}" + "".join(
     f" -c tcp_{name}={value}" for name, value in KEEPALIVES.items()
 )
+
+# A broker whose host is gone without a word does not answer, and kafka-python waits for it for half a minute; it spends
+# its whole patience at the start on that one, though others would answer. Where the system can, it gives up earlier.
+KAFKA_SILENCE_S = 5
+KAFKA_SOCKETS = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in {
+            "TCP_NODELAY": 1,
+            "TCP_KEEPIDLE": KAFKA_SILENCE_S,
+            "TCP_KEEPINTVL": 1,
+            "TCP_USER_TIMEOUT": KAFKA_SILENCE_S * 1000,
+        }.items()
+        if hasattr(socket, name)
+    ),
+]
 
 # Whoever owns the tables, or makes them
 MAY_MAKE_TABLES = """
@@ -162,6 +180,7 @@ def kafka_connection(args: argparse.Namespace) -> dict[str, Any]:
     connection: dict[str, Any] = {
         "bootstrap_servers": [server.strip() for server in args.bootstrap_servers.split(",")],
         "bootstrap_timeout_ms": 20_000,
+        "socket_options": KAFKA_SOCKETS,
         "security_protocol": args.security_protocol,
     }
     if args.security_protocol.startswith("SASL_"):

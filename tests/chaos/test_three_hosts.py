@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 from hosts import Host, hosts, unavailable
+from kafka.admin import KafkaAdminClient
 from psycopg2.errors import LockNotAvailable
 from three_hosts import WITHIN_S, ThreeHosts
 
 from local_servers import ROOT
+from pipeline_settings import KAFKA_SOCKETS
 
 # a broker that is away leaves kafka-python with sockets that it forgets to close
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
@@ -107,3 +109,11 @@ def test_what_a_lost_host_has_locked_is_free_again_for_its_successor(stage: Thre
                 stage.wait(lambda: stage.rows(ITS_ROW) == [(0,)], "its locks stay", WITHIN_S)
         finally:
             session.kill()
+
+
+def test_a_client_finds_the_brokers_that_answer_among_those_that_are_silent(stage: ThreeHosts) -> None:
+    broker = stage.kafka.brokers[0]
+    servers = [f"{stage.networks['kafka'].silent_address()}:{broker.port}", broker.bootstrap_servers]
+    connection = {"bootstrap_servers": servers, "bootstrap_timeout_ms": 60_000, "socket_options": KAFKA_SOCKETS}
+    for _ in range(5):  # it begins with either
+        KafkaAdminClient(**connection).close()
