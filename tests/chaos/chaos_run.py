@@ -18,8 +18,9 @@ import marts_count
 from faults import AIRFLOW, KINDS, Planned
 from independent_count import IndependentCount
 from models_run import MODELS_WITHIN_S
+from onlooker import DATABASE, Place
 from script import NotRecovered
-from stage import DATABASE, Place, Stage
+from stage import Stage
 
 from local_servers import ServerError
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 from numbered_events import HEADER, NUMBER_IN_ROW, PARTITIONS, is_poison, read_journal
-from stage import GROUP, Place
+from onlooker import GROUP, Place
 
 from contracts import CONTRACTS
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import psutil
-from onlooker import Onlooker
+from onlooker import Database
 
 from local_servers.airflow_services import DATABASE, AirflowServices
 from local_servers.postgres_server import PostgresServer
@@ -48,7 +48,7 @@ class ModelsRun:
         settings = postgres.environment(database) | SETTINGS
         self.services = AirflowServices(folder / "airflow" / "home", port, folder, settings)
         self.restarts: Counter[str] = Counter()
-        self._metadata = Onlooker(postgres, DATABASE)
+        self._metadata = Database(postgres, DATABASE)
 
     def start(self) -> None:
         """Returns when the DAG is on. Raises ServerError."""
@@ -67,7 +67,7 @@ class ModelsRun:
 
     def close(self) -> None:
         self.kill()
-        self._metadata.close()
+        self._metadata.forget_connection()
 
     def processes(self) -> Iterator[psutil.Process]:
         """Each one before what it has started."""

@@ -26,6 +26,7 @@ from numbered_events import HEADER, key, partition, read_journal, topic, value  
 
 import kafka_log  # noqa: E402
 from delivery import Delivery  # noqa: E402
+from pipeline_settings import KAFKA_SOCKETS  # noqa: E402
 
 TICK_S = 0.02
 MOST_IN_FLIGHT = 5000
@@ -48,7 +49,8 @@ class Sender:
         self._file = os.open(journal, os.O_RDWR | os.O_APPEND)
         self._end_cut_line()
         # The real producer's client, with its settings; what Delivery adds knows no single record
-        connection = {"bootstrap_servers": bootstrap_servers, "bootstrap_timeout_ms": 60_000}
+        connection = {"bootstrap_servers": bootstrap_servers, "socket_options": KAFKA_SOCKETS}
+        connection["bootstrap_timeout_ms"] = 60_000
         self._producer = Delivery(connection, None, {})._producer
 
     def _end_cut_line(self) -> None:

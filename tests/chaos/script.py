@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from local_servers import ROOT
@@ -26,13 +26,21 @@ class NotRecovered(Exception):
 
 
 class Script:
-    """command: what Python is to run, asked at each start."""
+    """command: what Python is to run, asked at each start. prefix: what starts it elsewhere than here."""
 
-    def __init__(self, name: str, folder: Path, command: Callable[[], list[str]], environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        command: Callable[[], list[str]],
+        environment: dict[str, str],
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.name = name
         self.daemon = Daemon(name, folder, folder / f"{name}.log")
         self._folder = folder
         self._command = command
+        self._prefix = prefix
         self._environment = environment
         self._is_to_run = False
 
@@ -56,7 +64,7 @@ class Script:
         fresh.replace(self._clock_file)
 
     def start(self) -> None:
-        self.daemon.start([sys.executable, *self._command()], self._environment, cwd=ROOT)
+        self.daemon.start([*self._prefix, sys.executable, *self._command()], self._environment, cwd=ROOT)
         self._is_to_run = True
 
     def kill(self) -> None:

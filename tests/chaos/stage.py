@@ -9,25 +9,19 @@ be mounted, clocks that step with libfaketime; what is not to be had is left out
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import psycopg2
 from fault_proxy import MISSING, FaultProxy, proxy_program
-from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
 from models_run import ModelsRun
 from numbered_events import PARTITIONS
-from onlooker import Onlooker
-from script import NotRecovered, Script, faketime_library
+from onlooker import DATABASE, GROUP, Onlooker
+from script import Script, faketime_library
 from small_disk import UNAVAILABLE, SmallDisk, can_mount
 
 import pipeline_settings
-from contracts import CONTRACTS
 from local_servers import LOOPBACK, is_listening
 from local_servers.kafka_broker import KafkaBroker
 from local_servers.postgres_server import PostgresServer
@@ -35,14 +29,10 @@ from topics import ensure_topics
 
 CONSUMERS = ("consumer-1", "consumer-2")
 PRODUCER = "producer"
-GROUP = "chaos"
-DATABASE = "chaos"
 SESSION_TIMEOUT_S = 6  # the least that a broker takes
 # Checkpoints now and then, so that a crash finds something to recover from
 POSTGRES_SETTINGS = {"max_wal_size": "256MB", "min_wal_size": "64MB", "checkpoint_timeout": "60s"}
 CLOCKLESS = "clock steps need Linux on x86-64, and the package libfaketime"
-LEDGER = "SELECT topic, partition, next_offset FROM ingest_offsets WHERE consumer_group = %s"
-Place = tuple[str, int]  # a topic and a partition
 
 
 def steady_ports() -> Iterator[int]:
@@ -53,7 +43,7 @@ def steady_ports() -> Iterator[int]:
             yield port
 
 
-class Stage:
+class Stage(Onlooker):
     """Everything that runs. `start`, then faults, then `close`.
 
     folder: where the servers' data and all logs go; PostgreSQL's account must reach it.
@@ -76,14 +66,14 @@ class Stage:
         self.has_clocks = library is not None
         self.proxy = FaultProxy(program, folder, next(self._ports)) if program else None
         self.disk = None if UNAVAILABLE in self.lacks else SmallDisk(folder / "tables")
-        self.postgres = PostgresServer(folder / "postgres" / "data", next(self._ports), settings=POSTGRES_SETTINGS)
-        self._onlooker = Onlooker(self.postgres, DATABASE)
-        self.models = ModelsRun(folder, self.postgres, DATABASE, next(self._ports)) if with_airflow else None
+        postgres = PostgresServer(folder / "postgres" / "data", next(self._ports), settings=POSTGRES_SETTINGS)
+        self.models = ModelsRun(folder, postgres, DATABASE, next(self._ports)) if with_airflow else None
         # By link, where our script knocks; of one to Kafka, which listener of the broker's is behind it
         self._doors = {f"{name}-kafka": next(self._ports) for name in (PRODUCER, *CONSUMERS)}
         self._listeners = {link: next(self._ports) for link in self._doors}
         self._doors |= {f"{name}-postgres": next(self._ports) for name in CONSUMERS}
         self.broker = self._make_broker()
+        super().__init__(postgres, self.broker)
         self.producer = Script(PRODUCER, folder, self._producer_command, {})
         self.consumers = [
             Script(name, folder, lambda: ["streaming/kafka_consumer.py"], self._consumer_environment(name))
@@ -169,26 +159,8 @@ class Stage:
             self.disk.unmount(keep=self.keep)
 
     def close(self) -> None:
-        self._onlooker.close()
+        self.forget_connection()
         self._ended_later.close()
-
-    # --- looking on, past all links ---
-
-    def rows(self, statement: str, *values: Any) -> list[Any]:
-        """Raises psycopg2.Error when PostgreSQL is away."""
-        return self._onlooker.rows(statement, *values)
-
-    def ledger(self) -> dict[Place, int]:
-        return {(topic, partition): at for topic, partition, at in self.rows(LEDGER, GROUP)}
-
-    def ends(self) -> dict[Place, int]:
-        """Where Kafka's log ends."""
-        partitions = [TopicPartition(topic, number) for topic in CONTRACTS for number in range(PARTITIONS)]
-        with closing(
-            KafkaConsumer(**self.broker.admin_connection(), enable_auto_commit=False, metrics_enabled=False)
-        ) as consumer:
-            found = consumer.end_offsets(partitions)
-        return {(place.topic, place.partition): end for place, end in found.items()}
 
     def memory(self) -> dict[str, tuple[int, float]]:
         """By process, its pid and the memory that it holds, in MB."""
@@ -201,19 +173,6 @@ class Stage:
             if process is not None:
                 found[name] = (process.pid, round(process.memory_info().rss / 2**20, 1))
         return found
-
-    def wait(self, done: Callable[[], bool], what: str, timeout_s: float) -> None:
-        """Until `done`; an answer that a server owes is none. Raises NotRecovered."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                if done():
-                    return
-            except (psycopg2.Error, KafkaError) as error:
-                what = f"{what.split(' (')[0]} ({str(error).strip().splitlines()[0]})"
-            if time.monotonic() > deadline:
-                raise NotRecovered(f"{what}: not within {timeout_s:.0f} s")
-            time.sleep(0.05)
 
     def send_on(self, first_number: int, round_number: int) -> None:
         """The producer again, with a journal of the round's own."""

@@ -18,7 +18,8 @@ from faults import AIRFLOW_FAULTS, KINDS, Planned, kinds_to_be_had, plan
 from independent_count import IndependentCount
 from kafka import KafkaProducer
 from numbered_events import HEADER, partition, topic, value
-from stage import DATABASE, Stage
+from onlooker import DATABASE
+from stage import Stage
 
 from local_servers import ROOT
 

@@ -46,9 +46,13 @@ def event(number: int) -> bytes:
 
 
 class Stream(Pipeline):
-    """A pipeline that remembers which events it has sent."""
+    """A pipeline that remembers which events it has sent.
+
+    partitions: over how many it sends them.
+    """
 
     sent = 0
+    partitions = PARTITIONS
 
     @property
     def bootstrap_servers(self) -> str:
@@ -64,7 +68,9 @@ class Stream(Pipeline):
     def _send_next(self) -> Any:
         number = self.sent
         self.sent += 1
-        return self.send(EVENTS.topic, event(number), f"lock-{number % 50}".encode(), partition=number % PARTITIONS)
+        return self.send(
+            EVENTS.topic, event(number), f"lock-{number % 50}".encode(), partition=number % self.partitions
+        )
 
     @contextmanager
     def load(self, rate: int = 1000) -> Iterator[None]:

@@ -171,6 +171,7 @@ def test_a_login_goes_to_the_client_as_it_was_set(monkeypatch: pytest.MonkeyPatc
     assert kafka_connection("--sasl-mechanism", "scram-sha-256") == {
         "bootstrap_servers": ["127.0.0.1:9092"],
         "bootstrap_timeout_ms": 20_000,
+        "socket_options": pipeline_settings.KAFKA_SOCKETS,
         "security_protocol": "SASL_SSL",
         "sasl_mechanism": "SCRAM-SHA-256",
         "sasl_plain_username": "producer",
@@ -182,7 +183,8 @@ def test_a_login_goes_to_the_client_as_it_was_set(monkeypatch: pytest.MonkeyPatc
 def test_without_a_protocol_no_login_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAFKA_USERNAME", "producer")
     monkeypatch.setenv("KAFKA_PASSWORD", "secret")
-    assert set(kafka_connection()) == {"bootstrap_servers", "bootstrap_timeout_ms", "security_protocol"}
+    names = {"bootstrap_servers", "bootstrap_timeout_ms", "socket_options", "security_protocol"}
+    assert set(kafka_connection()) == names
 
 
 def test_a_secret_is_the_variable_or_the_file_that_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
