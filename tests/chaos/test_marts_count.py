@@ -17,6 +17,8 @@ from marts_count import differences
 from backfill import DBT_LOCK
 from pipeline_settings import ROOT, apply_schema
 
+pytestmark = pytest.mark.slow  # as are the runs that count by it
+
 RECORDS = """
     INSERT INTO raw_access_events (event_id, device_id, event_ts, event_type, trigger_source)
     SELECT gen_random_uuid(), 'd' || n % 5, '2020-01-01Z'::timestamptz + n * interval '1 minute',
