@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +23,14 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "streaming")]
 
-from kafka import KafkaProducer  # noqa: E402
+from kafka import KafkaProducer, TopicPartition  # noqa: E402
 from kafka.partitioner.default import murmur2  # noqa: E402
 
 from local_servers import free_port  # noqa: E402
 from local_servers.kafka_broker import KafkaBroker  # noqa: E402
 from local_servers.postgres_server import PostgresServer  # noqa: E402
 from pipeline_settings import apply_schema  # noqa: E402
+from record_encoder import encoded_headers, fast_batches  # noqa: E402
 from topics import ensure_topics  # noqa: E402
 
 PARTITIONS = 6
@@ -112,8 +114,13 @@ def load(servers: str, dataset: Dataset, count: int, seed: int, partitions: int)
         bootstrap_servers=servers, enable_idempotence=True, acks="all", compression_type="lz4",
         batch_size=512 * 1024, linger_ms=20,
     )  # fmt: skip
+    fast = fast_batches(producer, lambda *_: None)
+    assert fast is not None
+    places = [TopicPartition(TOPIC, number) for number in range(partitions)]
+    place_of = cache(lambda key: places[(murmur2(key) & 0x7FFFFFFF) % partitions])
+    no_headers = encoded_headers([])
     for number, (key, value) in enumerate(records(dataset, count, seed)):
-        producer.send(TOPIC, value, key, partition=(murmur2(key) & 0x7FFFFFFF) % partitions)
+        fast.send(place_of(key), key, value, [], no_headers)
         if number % 50_000 == 0:
             producer.flush()  # its buffer has no bound of its own
     producer.flush()
