@@ -44,24 +44,43 @@ def dashboard_server(environment: dict[str, str], app: Path = ROOT / "analytics/
             server.stop()
 
 
+OPTIONS = ["--no-sandbox", "--disable-background-networking"]
+
+
 @contextmanager
 def open_browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=browser_path(), args=["--no-sandbox", "--disable-background-networking"]
-        )
+        browser = playwright.chromium.launch(executable_path=browser_path(), args=OPTIONS)
         yield browser
         browser.close()
 
 
-class Visitor:
-    """One window. complaints: what its console said; strangers: addresses of other machines that it asked for."""
+@contextmanager
+def open_profile(folder: Path) -> Iterator[Any]:
+    """A browser whose cache is on disk, compiled programs included, as that of a person who comes again."""
+    from playwright.sync_api import sync_playwright
 
-    def __init__(self, browser: Any, address: str, width: int = 1440, height: int = 900, scheme: str = "light"):
+    with sync_playwright() as playwright:
+        profile = playwright.chromium.launch_persistent_context(
+            folder, executable_path=browser_path(), args=OPTIONS, viewport={"width": 1440, "height": 900}
+        )
+        yield profile
+        profile.close()
+
+
+class Visitor:
+    """One window. complaints: what its console said; strangers: addresses of other machines that it asked for.
+
+    browser: whose window it is, with nothing in its cache. profile: in its place, a window of `open_profile`.
+    """
+
+    def __init__(self, browser: Any, address: str, width: int = 1440, height: int = 900, scheme: str = "light",
+                 profile: Any = None):  # fmt: skip
         self._address = address
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        size = {"width": width, "height": height}
+        context = profile or browser.new_context(viewport=size, color_scheme=scheme)
         context.set_default_timeout(1000 * PATIENCE_S)
         self.page = context.new_page()
         self.runs = 0
