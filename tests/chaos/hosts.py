@@ -133,7 +133,7 @@ def hosts(count: int) -> Iterator[tuple[dict[str, Network], list[Host]]]:
 def _free_subnets(count: int) -> list[ipaddress.IPv4Network]:
     """Of the private range 10.0.0.0/8, what no route of this machine leads to."""
     routes = [route["dst"] for route in json.loads(ip("-j", "-4", "route")) if route["dst"] != "default"]
-    taken = [ipaddress.ip_network(route) for route in routes]
-    all_of_them = list(ipaddress.ip_network("10.0.0.0/8").subnets(new_prefix=24))
+    taken = [ipaddress.IPv4Network(route) for route in routes]
+    all_of_them = list(ipaddress.IPv4Network("10.0.0.0/8").subnets(new_prefix=24))
     free = (subnet for subnet in random.sample(all_of_them, 1000) if not any(map(subnet.overlaps, taken)))
     return [next(free) for _ in range(count)]

@@ -49,8 +49,11 @@ class Sender:
         self._file = os.open(journal, os.O_RDWR | os.O_APPEND)
         self._end_cut_line()
         # The real producer's client, with its settings; what Delivery adds knows no single record
-        connection = {"bootstrap_servers": bootstrap_servers, "socket_options": KAFKA_SOCKETS}
-        connection["bootstrap_timeout_ms"] = 60_000
+        connection = {
+            "bootstrap_servers": bootstrap_servers,
+            "socket_options": KAFKA_SOCKETS,
+            "bootstrap_timeout_ms": 60_000,
+        }
         self._producer = Delivery(connection, None, {})._producer
 
     def _end_cut_line(self) -> None:
