@@ -30,7 +30,6 @@ MAX_AHEAD = timedelta(minutes=5)  # a device's clock may run this much ahead of 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 SCHEMAS = Path(__file__).parent / "schemas"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-TIME_TEXT = "%Y-%m-%d %H:%M:%S.%f+00"  # of a column, in UTC
 NEVER = datetime(9999, 1, 1, tzinfo=UTC)  # a Kafka timestamp beyond it is nonsense; Python's times end there
 
 Columns = list[str | None]  # one text per column, as PostgreSQL reads it; None is NULL
@@ -97,7 +96,7 @@ class Contract:
             raise InvalidRecord("key_mismatch", f"the record's key is not its {self.key[0]}")
         if oldest and not self.compacted:
             happened = columns[self.columns.index(self.happened_at)] or ""
-            if happened < oldest.strftime(TIME_TEXT):  # such texts sort as the times do
+            if happened < _time_text(oldest):  # such texts sort as the times do
                 limit = f"{oldest:%Y-%m-%d %H:%M:%S} UTC"
                 detail = f"{self.happened_at} lies before {limit}, the limit that RETENTION_DAYS sets"
                 raise InvalidRecord("older_than_retention", detail)
@@ -236,6 +235,11 @@ _DATE = re.compile(_DAY)
 _DATE_TIME = re.compile(rf"{_DAY}[T ]{_HOUR}:{_SIXTY}:{_SIXTY}(?:\.([0-9]+))?(?:Z|([+-]){_HOUR}:{_SIXTY})?")
 
 
+def _time_text(at: datetime) -> str:
+    """Of a time in UTC, as a column has it: 2026-05-04 13:20:00.500000+00."""
+    return at.isoformat(" ", "microseconds").removesuffix(":00")
+
+
 def _time(value: Any, latest: datetime) -> str:
     """An RFC 3339 date-time as UTC text, cut to the microsecond."""
     match = _DATE_TIME.fullmatch(_string(value))
@@ -254,7 +258,7 @@ def _time(value: Any, latest: datetime) -> str:
         raise InvalidRecord("time_too_early", f"lies before {EARLIEST:%Y-%m-%d}")
     if at > latest:
         raise InvalidRecord("time_in_future", "lies more than 5 minutes after the record was sent, or its file loaded")
-    return at.strftime(TIME_TEXT)
+    return _time_text(at)
 
 
 def _time_or_date(value: Any, latest: datetime) -> str:

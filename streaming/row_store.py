@@ -158,7 +158,7 @@ def copy_dead_letters(cursor: Any, dead: list[DeadLetter], place: Callable[[Dead
     """place: the columns that say where a letter came from, the same ones for each."""
     if not dead:
         return
-    names = [*place(dead[0]), "topic", "record_ts", "headers", "key", "value", "reason", "detail"]
+    names = [*place(dead[0]), "topic", "record_ts", "headers", "reason", "detail", "key", "value"]
     text = "".join(_dead_letter_line(letter, list(place(letter).values())) for letter in dead).encode()
     columns = sql.SQL(", ").join(map(sql.Identifier, names))
     statement = sql.SQL("COPY dead_letters ({}) FROM STDIN").format(columns)
@@ -168,17 +168,16 @@ def copy_dead_letters(cursor: Any, dead: list[DeadLetter], place: Callable[[Dead
 def _dead_letter_line(letter: DeadLetter, place: list[Any]) -> str:
     record = letter.record
     plausible = 0 <= record.timestamp < 253_402_300_800_000  # up to the year 9999
-    columns = [
+    texts = [
         *map(str, place),
         letter.topic,
         str(EPOCH + timedelta(milliseconds=record.timestamp)) if plausible else None,
         _headers_json(record.headers),
-        _bytea(record.key),
-        _bytea(record.value),
         letter.reason,
         letter.detail.replace("\0", "\ufffd"),
     ]
-    return "\t".join("\\N" if text is None else escape(text) for text in columns) + "\n"
+    columns = ["\\N" if text is None else escape(text) for text in texts]
+    return "\t".join([*columns, _bytea(record.key), _bytea(record.value)]) + "\n"
 
 
 def _headers_json(headers: Sequence[tuple[str, bytes | None]]) -> str | None:
@@ -190,5 +189,6 @@ def _headers_json(headers: Sequence[tuple[str, bytes | None]]) -> str | None:
     return json.dumps(pairs) if pairs else None
 
 
-def _bytea(value: bytes | None) -> str | None:
-    return None if value is None else "\\x" + value.hex()
+def _bytea(value: bytes | None) -> str:
+    """As COPY takes it: its backslash is escaped."""
+    return "\\N" if value is None else "\\\\x" + value.hex()

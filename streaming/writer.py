@@ -203,8 +203,8 @@ class Writer:
             metrics.STORED.labels(topic).inc(written.stored[topic, partition])
             metrics.DUPLICATES.labels(topic).inc(duplicates[topic, partition])
             metrics.SUPPRESSED.labels(topic).inc(written.suppressed[topic, partition])
-        for letter in written.dead:
-            metrics.DEAD.labels(letter.topic, letter.reason).inc()
+        for (topic, reason), count in Counter((letter.topic, letter.reason) for letter in written.dead).items():
+            metrics.DEAD.labels(topic, reason).inc(count)
         for topic, chunks in batch.chunks.items():
             for chunk in chunks:
                 first, last = Record(*chunk.records[0]), Record(*chunk.records[-1])

@@ -134,6 +134,7 @@ def test_a_late_event_corrects_its_own_hour_and_day_and_no_other(dbt: Dbt, wareh
     assert_equals_full_refresh(dbt, warehouse)
 
 
+@pytest.mark.slow
 def test_a_late_close_ends_its_session_and_a_late_open_joins_two(dbt: Dbt, warehouse: Any) -> None:
     sessions = "SELECT opened_at, closed_at, reopens, status FROM marts.fct_open_sessions ORDER BY 1"
     minute = [START + timedelta(minutes=number) for number in range(60)]
