@@ -234,6 +234,7 @@ def test_a_household_that_changes_its_time_zone_takes_its_whole_history_with_it(
     assert_equals_full_refresh(dbt, warehouse)
 
 
+@pytest.mark.slow
 def test_an_event_keeps_the_household_and_the_version_that_its_device_had(dbt: Dbt, warehouse: Any) -> None:
     register(warehouse, "lock", "first", "UTC", START, firmware_version="1")
     add_event(warehouse, "lock", START + timedelta(hours=1), "open")
