@@ -156,7 +156,8 @@ def tile(
     row.metric(label, value, note, delta_color=tone, delta_arrow=arrow, help=help, border=True, height="stretch")
 
 
-FIRST_PAINT_S = 0.15
+# On two slow cores: the first number after 1.26 s without it, 1.2 with 0.15 and 0.8 with this (benchmarks/RESULTS.md)
+FIRST_PAINT_S = 0.3
 
 
 def numbers_first() -> None:
