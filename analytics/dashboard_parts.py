@@ -156,7 +156,7 @@ def tile(
     row.metric(label, value, note, delta_color=tone, delta_arrow=arrow, help=help, border=True, height="stretch")
 
 
-# On two slow cores: the first number after 1.26 s without it, 1.2 with 0.15 and 0.8 with this (benchmarks/RESULTS.md)
+# On two slow cores the first number came after 1.26 s without it, 1.2 s with half of it, 0.8 s with it (RESULTS.md)
 FIRST_PAINT_S = 0.3
 
 

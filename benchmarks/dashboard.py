@@ -258,6 +258,7 @@ def visit(visitor: Any, path: str) -> tuple[float, int]:
 
     visitor.page.on("websocket", listen)
     visitor.page.goto("about:blank")
+    visitor.page.wait_for_timeout(1000)  # what the visit before has left to do, in the browser and at the server
     visitor.open(path)
     visitor.page.remove_listener("websocket", listen)
     return visitor.page.evaluate("window.paintedAt") / 1000, received
