@@ -20,7 +20,13 @@ import psycopg2
 from kafka import ConsumerRebalanceListener, KafkaConsumer
 from kafka import TopicPartition as KafkaPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError, RetriableError
+from kafka.errors import (
+    KafkaError,
+    LogTruncationError,
+    OffsetOutOfRangeError,
+    RetriableError,
+    UnknownTopicOrPartitionError,
+)
 from kafka.structs import OffsetAndMetadata
 
 import pipeline_metrics as metrics
@@ -231,6 +237,12 @@ class Session(ConsumerRebalanceListener):
         if cluster_id(self._connection) != self._cluster:
             raise ClusterChanged(f"cluster {self._cluster} is gone")
 
+    def _require_topics(self) -> None:
+        """The group gives up a topic that is deleted, and would not look for its return for five minutes."""
+        for topic in CONTRACTS:
+            if not self._consumer.partitions_for_topic(topic):
+                raise UnknownTopicOrPartitionError(f"topic {topic} was deleted")
+
     def _place(self, partition: KafkaPartition, at: int, begin: int, end: int) -> None:
         name = f"{partition.topic}[{partition.partition}]"
         if at > end:
@@ -278,6 +290,7 @@ class Session(ConsumerRebalanceListener):
         if time.monotonic() - self._report_at < REPORT_EVERY_S:
             return
         self._report_at = time.monotonic()
+        self._require_topics()
         lag: Counter[str] = Counter()
         age: dict[str, float] = {}
         offsets = self._offsets()

@@ -166,6 +166,19 @@ def test_a_topic_made_anew_in_the_same_cluster_needs_a_decision(
     stop(running)
 
 
+def test_a_topic_deleted_under_a_running_consumer_is_not_given_up_in_silence(
+    own_stream: Stream, launch: Launcher
+) -> None:
+    own_stream.send_events(600)
+    running = launch(own_stream)
+    own_stream.wait_until_consumed(running)
+    with admin(own_stream) as client:
+        client.delete_topics([EVENTS.topic])
+    line = last_line(running)  # the consumer makes the topic, as at its start, and finds it empty
+    assert "Kafka's log ends at 0" in line
+    assert "CONSUMER_GROUP" in line
+
+
 def test_the_ledger_passes_transactions_markers_and_what_was_aborted(stream: Stream, launch: Launcher) -> None:
     with closing(KafkaProducer(bootstrap_servers=stream.bootstrap_servers, transactional_id=stream.group)) as producer:
         producer.init_transactions()
