@@ -179,6 +179,7 @@ def every(seconds: float, since: datetime, count: int) -> list[datetime]:
     return [since + timedelta(seconds=seconds) * number for number in range(count)]
 
 
+@pytest.mark.slow
 def test_no_silence_reaches_from_pinned_history_over_what_was_swept(dbt: Dbt, warehouse: Any, pinned_file: int) -> None:
     day = [START + number * DAY for number in range(30)]
     send(warehouse, "lock", every(30, day[0], 3), file=pinned_file)
@@ -217,6 +218,7 @@ def test_no_silence_reaches_from_pinned_history_over_what_was_swept(dbt: Dbt, wa
     assert mart_rows(warehouse) == incremental
 
 
+@pytest.mark.slow
 def test_a_device_that_fell_silent_long_ago_stays_as_it_was(dbt: Dbt, warehouse: Any, pinned_file: int) -> None:
     send(warehouse, "door", every(30, START, 60))
     send(warehouse, "door", [START + HOUR], "open", "close", "fail")
@@ -278,6 +280,7 @@ def test_a_backfill_ends_the_hours_of_the_fleet_of_which_no_device_is_left(
     ]
 
 
+@pytest.mark.slow
 def test_the_fleet_keeps_the_hours_of_five_households_when_those_of_its_devices_are_gone(
     dbt: Dbt, warehouse: Any, pinned_file: int
 ) -> None:
