@@ -9,31 +9,21 @@ holds the two against each other over codecs, batch shapes, headers, compacted t
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import kafka
 from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError
 from kafka.protocol.consumer import IsolationLevel
 from kafka.record.util import decode_varint
 
+from kafka_internals import may_be_replaced
 from record import PlainRecord
-
-log = logging.getLogger("record_decoder")
-
-TESTED_VERSION = "3.0.12"
 
 
 def speed_up(consumer: Any) -> bool:
     """Makes the consumer's poll() return `PlainRecord`s from the fast reader; False if it stays as it was."""
-    if os.environ.get("KAFKA_FAST_DECODER", "on").lower() == "off":
-        log.info("KAFKA_FAST_DECODER=off: records are decoded by kafka-python")
-        return False
-    if kafka.__version__ != TESTED_VERSION:
-        log.warning("kafka-python is %s, the fast decoder knows %s: staying slow", kafka.__version__, TESTED_VERSION)
+    if not may_be_replaced("KAFKA_FAST_DECODER"):
         return False
     consumer._fetcher.PartitionRecords = FastPartitionRecords
     return True

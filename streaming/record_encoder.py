@@ -10,21 +10,17 @@ the same. A test holds the bytes against each other.
 
 from __future__ import annotations
 
-import logging
-import os
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import kafka
 from kafka import KafkaProducer, TopicPartition
 from kafka.producer.record_accumulator import IncompleteProducerBatches
 from kafka.record.util import encode_varint
 
-log = logging.getLogger("record_encoder")
+from kafka_internals import may_be_replaced
 
-TESTED_VERSION = "3.0.12"
 LATENCY_SAMPLE = 8  # one record in so many is timed
 
 Headers = list[tuple[str, bytes]]
@@ -34,13 +30,7 @@ Settled = Callable[[str, int, BaseException | None, list[float]], None]
 
 def fast_batches(producer: KafkaProducer, settled: Settled) -> FastBatches | None:
     """None if send() has to do."""
-    if os.environ.get("KAFKA_FAST_ENCODER", "on").lower() == "off":
-        log.info("KAFKA_FAST_ENCODER=off: records are encoded by kafka-python")
-        return None
-    if kafka.__version__ != TESTED_VERSION:
-        log.warning("kafka-python is %s, the fast encoder knows %s: staying slow", kafka.__version__, TESTED_VERSION)
-        return None
-    return FastBatches(producer, settled)
+    return FastBatches(producer, settled) if may_be_replaced("KAFKA_FAST_ENCODER") else None
 
 
 def varint(value: int) -> bytes:

@@ -33,7 +33,7 @@ CODE = sorted(
     for folder in ("streaming", "local_servers", "recovery", "analytics", "airflow/dags")
     for path in (ROOT / folder).glob("*.py")
 )
-READS_A_SETTING = {"option", "get", "getenv", "env_var", "port_setting", "page_port", "secret"}
+READS_A_SETTING = {"option", "get", "getenv", "env_var", "port_setting", "page_port", "secret", "may_be_replaced"}
 OF_THE_SYSTEM = {"PATH"}  # handed on to children, no setting of ours
 SETTING = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*")
 

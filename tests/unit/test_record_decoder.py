@@ -13,6 +13,7 @@ from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 from kafka.record.util import calc_crc32c
 from kafka.structs import TopicPartition
 
+import kafka_internals
 import record_decoder
 from record import Record
 from record_decoder import FastPartitionRecords, read_batch
@@ -206,4 +207,4 @@ def test_the_decoder_is_only_taken_where_it_was_tested(monkeypatch, version, set
 
 
 def test_the_installed_version_is_the_tested_one():
-    assert kafka.__version__ == record_decoder.TESTED_VERSION
+    assert kafka.__version__ == kafka_internals.TESTED_VERSION
