@@ -90,6 +90,7 @@ class Session(ConsumerRebalanceListener):
             # at the broker, and the others wait with it: for half a second by default, a quarter of the rate
             fetch_max_wait_ms=50,
             reconnect_backoff_max_ms=1_000,  # the default lets a broker that is back wait for up to 30 s
+            metadata_max_age_ms=10_000,  # the default lets partitions that were added wait for up to five minutes
             metrics_enabled=False,
         )
         self._is_fast = speed_up(self._consumer)
