@@ -242,7 +242,7 @@ class Session(ConsumerRebalanceListener):
         """The group gives up a topic that is deleted, and would not look for its return for five minutes."""
         for topic in CONTRACTS:
             if not self._consumer.partitions_for_topic(topic):
-                raise UnknownTopicOrPartitionError(f"topic {topic} was deleted")
+                raise UnknownTopicOrPartitionError(f"topic {topic} is gone, or may no longer be read")
 
     def _place(self, partition: KafkaPartition, at: int, begin: int, end: int) -> None:
         name = f"{partition.topic}[{partition.partition}]"
