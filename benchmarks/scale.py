@@ -18,6 +18,7 @@ devices     CPU seconds a second of each part at rates up to 50,000 records a se
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from contextlib import closing
 from datetime import UTC, datetime
@@ -168,14 +169,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=30, help="of each rate of `devices` (default: 30)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the raw figures")
     args = parser.parse_args()
-    raw: dict[str, Any] = {"when": f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}", "machine": machine()}
+    file = args.results / "scale.json"
+    raw: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}  # what is not asked for stays
     with temporary_tables({"track_commit_timestamp": "on"}) as (folder, postgres, connection):
         scale = Scale(args, folder, postgres, connection)
         for name, measure in (("consumers", scale.consumers), ("history", scale.history), ("devices", scale.devices)):
             if args.only in (None, name):
-                raw[name] = measure()
-                keep(raw, args.results / "scale.json")
-    print(f"\nraw figures: {args.results / 'scale.json'}")
+                when = f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}"
+                raw[name] = {"when": when, "machine": machine(), "found": measure()}
+                keep(raw, file)
+    print(f"\nraw figures: {file}")
 
 
 if __name__ == "__main__":
