@@ -41,8 +41,8 @@ def is_outage(error: BaseException) -> bool:
     if isinstance(error, psycopg2.InterfaceError):
         return True
     state = getattr(error, "pgcode", None)
-    if state is None:
-        return isinstance(error, psycopg2.OperationalError)
+    if state is None:  # libpq's own; where a write failed and a read did not, psycopg2 has no better class for it
+        return isinstance(error, psycopg2.OperationalError) or type(error) is psycopg2.DatabaseError
     return state[:2] in ("08", "25", "40", "53", "55", "57", "58")
 
 

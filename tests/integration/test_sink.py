@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -285,6 +288,24 @@ def test_a_connection_that_fails_or_is_closed_is_an_outage(tables: Database) -> 
         psycopg2.connect(host="127.0.0.1", port=1)
     assert is_outage(refused.value)
     assert not is_outage(ValueError("a bug"))
+
+
+def test_a_write_into_a_connection_that_was_reset_is_an_outage(tables: Database) -> None:
+    """What the server said last can still be read (of an immediate shutdown it tells), so libpq does not call the
+    connection bad."""
+    connection = connect_to(tables)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute("LISTEN news")
+        tables.execute("NOTIFY news")
+        assert select.select([connection], [], [], 10)[0]
+        with socket.socket(fileno=os.dup(connection.fileno())) as line:
+            line.shutdown(socket.SHUT_WR)
+        with pytest.raises(psycopg2.DatabaseError) as broken:
+            cursor.execute("SELECT 1")
+    connection.close()
+    assert not isinstance(broken.value, psycopg2.OperationalError)
+    assert is_outage(broken.value)
 
 
 def test_a_position_is_kept_however_often_it_is_asked_for(tables: Database, make_sink: Callable[..., Sink]) -> None:
