@@ -69,8 +69,18 @@ END $$;
 
 DO $$
 BEGIN
+    IF to_regclass('live.sweeps') IS NULL THEN
+        CREATE VIEW live.sweeps AS
+        SELECT sweep_id, retention_days, started_at, ended_at
+        FROM sweeps;
+    END IF;
+END $$;
+
+DO $$
+BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'dashboard_read')
-       AND NOT has_schema_privilege('dashboard_read', 'live', 'USAGE') THEN
+       AND NOT (has_schema_privilege('dashboard_read', 'live', 'USAGE')
+                AND has_table_privilege('dashboard_read', 'live.sweeps', 'SELECT')) THEN
         GRANT USAGE ON SCHEMA live TO dashboard_read;
         GRANT SELECT ON ALL TABLES IN SCHEMA live TO dashboard_read;
     END IF;

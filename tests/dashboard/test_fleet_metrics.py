@@ -67,4 +67,17 @@ def test_the_rest_is_counted_too(cursor: Any) -> None:
     [dbt] = found["warehouse_dbt"]
     assert dbt["last_run_failed"] == 0
     assert 0 < dbt["seconds_since_success"] < 3600
+    assert found["warehouse_sweeps"] == []  # this fleet keeps everything
     assert {"public.raw_access_events", "marts.dim_devices"} <= {row["table"] for row in found["warehouse_table"]}
+
+
+def test_a_sweep_that_did_not_end_does_not_count(cursor: Any) -> None:
+    cursor.execute("""
+        RESET ROLE;
+        INSERT INTO sweeps (retention_days, cutoff, started_at, ended_at)
+        VALUES (90, now(), now() - interval '73 hours', now() - interval '72 hours'),
+               (90, now(), now() - interval '49 hours', now() - interval '48 hours'), (90, now(), now(), NULL);
+        SET ROLE dashboard_read
+    """)
+    [told] = rows(cursor, QUERIES["warehouse_sweeps"]["query"])
+    assert 48 * 3600 <= told["seconds_since_end"] < 48 * 3600 + 600
