@@ -97,10 +97,8 @@ def main() -> int:
             return 1
     try:
         wait_for_postgres(stop, status)
-        connection = kafka_connection(args)
-        first_contact(connection)
-        ensure_topics(connection, args.partitions, args.replication_factor, right="READ")
-    except (NoContact, KafkaError) as error:
+        first_contact(kafka_connection(args))
+    except NoContact as error:
         log.error("%s", error)
         return 1
     except psycopg2.OperationalError as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 import tenacity
 from kafka.admin import KafkaAdminClient
-from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.errors import KafkaError, RetriableError
 
 PATIENCE_S = 20.0  # a broker that is just starting
 ATTEMPT_MS = 2_500
@@ -87,7 +87,7 @@ def first_contact(connection: dict[str, Any]) -> None:
     """Returns as soon as a broker has let us in. Raises NoContact, at once where waiting is of no use."""
     with last_words(logs_in="sasl_mechanism" in connection) as words:
         attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, KafkaTimeoutError) and not words.final),
+            retry=tenacity.retry_if_exception(lambda error: isinstance(error, RetriableError) and not words.final),
             stop=tenacity.stop_after_delay(PATIENCE_S),
             reraise=True,
         )
