@@ -59,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
         epilog="PostgreSQL is named by libpq's variables: PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD, PGSSLMODE …",
     )
     option(parser, "--group", "CONSUMER_GROUP", "smart-access-sink", str, "consumer group, and the ledger's name")
-    option(parser, "--instance-id", "CONSUMER_INSTANCE_ID", "", str, "static member name: restarts without rebalancing")
+    option(parser, "--instance-id", "CONSUMER_INSTANCE_ID", "", str, "static member name: a restart goes on at once")
     option(parser, "--batch-size", "BATCH_SIZE", 20_000, number(int, 1, 1_000_000), "most rows in one transaction")
     option(parser, "--batch-timeout", "BATCH_TIMEOUT", 1.0, number(float, 0, 60), "longest wait of a row, seconds")
     option(parser, "--session-timeout", "SESSION_TIMEOUT", 10, number(float, 1, 1800), "group's patience, seconds")

@@ -73,6 +73,7 @@ class Session(ConsumerRebalanceListener):
         self._ends: dict[TopicPartition, int] = {}  # where each partition ended when it was placed
         self._fresh: set[KafkaPartition] = set()  # assigned, paused, and not yet placed by the ledger
         self._reported: set[KafkaPartition] = set()
+        self._joins_again = bool(instance_id)
         self._kafka_commit_at = self._report_at = self._heard_at = time.monotonic()
         self._consumer = KafkaConsumer(
             **connection,
@@ -110,6 +111,11 @@ class Session(ConsumerRebalanceListener):
             self._fresh |= set(assigned)
         if assigned:
             log.info("assigned %s", _names(assigned))
+        if self._joins_again:
+            # A static member is let in without a rebalance. If its predecessor was about to give partitions up, the
+            # group waits for it to join once more before it gives them to others: without this, for ever
+            self._joins_again = False
+            self._consumer._coordinator.request_rejoin()
 
     def on_partitions_revoked(self, revoked: list[KafkaPartition]) -> None:
         self._give_up(revoked, HANDOVER_TIMEOUT_S)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 
 import pytest
 from event_stream import Launcher, Stream, stop, wait_until
+from kafka.admin import KafkaAdminClient
 from running_consumer import Consumer, get
 
 from local_servers import free_port
@@ -72,4 +74,34 @@ def test_a_consumer_that_leaves_hands_over_at_once_though_the_session_would_last
         stream.wait_for_progress(second, timeout=15)
     stream.wait_until_consumed(second)
     stop(second)
+    stream.assert_each_once()
+
+
+def test_a_static_member_killed_while_it_hands_over_leaves_no_partition_without_an_owner(
+    stream: Stream, launch: Launcher
+) -> None:
+    """A cooperative group gives partitions first up, then, when the one that gave them up has joined again, away. Its
+    successor of the same name is let in without a rebalance, and the group would wait for that second one for ever."""
+    first = launch(stream, CONSUMER_INSTANCE_ID="first")
+    stream.send_events(600)
+    stream.wait_until_consumed(first)
+    with stream.rows_held_up(), closing(KafkaAdminClient(bootstrap_servers=stream.bootstrap_servers)) as admin:
+        stream.send_events(600)
+        wait_until(lambda: stream.waiting("smart-access-writer"), first)
+
+        def has_let_in_two() -> bool:
+            group = admin.describe_groups([stream.group])[stream.group]
+            return (group["group_state"], len(group["members"])) == ("Stable", 2)
+
+        second = launch(stream)
+        wait_until(
+            has_let_in_two, second
+        )  # the first one waits for its rows, until it gives up what goes to the second
+        assert owned(second) == set()
+        first.process.kill()
+        successor = launch(stream, CONSUMER_INSTANCE_ID="first")
+        wait_until(lambda: owned(successor), successor)
+    wait_until(lambda: shared_by(successor, second), second)
+    stream.wait_until_consumed(second)
+    stop(successor, second)
     stream.assert_each_once()
