@@ -94,10 +94,8 @@ def test_a_static_member_killed_while_it_hands_over_leaves_no_partition_without_
             return (group["group_state"], len(group["members"])) == ("Stable", 2)
 
         second = launch(stream)
-        wait_until(
-            has_let_in_two, second
-        )  # the first one waits for its rows, until it gives up what goes to the second
-        assert owned(second) == set()
+        wait_until(has_let_in_two, second)
+        assert owned(second) == set()  # the first one waits for its rows before it gives anything up
         first.process.kill()
         successor = launch(stream, CONSUMER_INSTANCE_ID="first")
         wait_until(lambda: owned(successor), successor)
