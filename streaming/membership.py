@@ -230,8 +230,8 @@ class Session(ConsumerRebalanceListener):
                 log.warning("PostgreSQL is down, backing off: %s", str(error).strip().splitlines()[0])
                 self._status.set("backing_off", "PostgreSQL is down, backing off")
             return
-        except RetriableError as error:
-            log.warning("Kafka does not tell the partitions' bounds, trying again: %s", error)
+        except (RetriableError, KeyError) as error:  # KeyError: kafka-python knows no leader yet of one just added
+            log.warning("Kafka does not tell the partitions' bounds, trying again: %r", error)
             return
         with self._lock:
             for partition in fresh:
@@ -245,7 +245,7 @@ class Session(ConsumerRebalanceListener):
             raise ClusterChanged(f"cluster {self._cluster} is gone")
 
     def _require_topics(self) -> None:
-        """The group gives up a topic that is deleted, and would not look for its return for five minutes."""
+        """A topic that is deleted is given up by the group in silence."""
         for topic in CONTRACTS:
             if not self._consumer.partitions_for_topic(topic):
                 raise UnknownTopicOrPartitionError(f"topic {topic} is gone, or may no longer be read")

@@ -307,6 +307,7 @@ def test_a_failed_run_changes_nothing_and_the_next_one_makes_up_for_it(dbt: Dbt,
     assert_equals_full_refresh(dbt, warehouse)
 
 
+@pytest.mark.slow
 def test_a_model_that_runs_before_its_source_claims_no_more_than_it_has_seen(dbt: Dbt, warehouse: Any) -> None:
     add_event(warehouse, "lock", START, "open")
     run(dbt)

@@ -404,7 +404,7 @@ def test_tables_that_exist_already_get_what_a_sweep_needs(warehouse: Database) -
     for table, column in (("raw_access_events", "file_load_id"), ("raw_device_health", "file_load_id"),
                           ("dead_letters", "file_load_id"), ("file_loads", "pinned")):  # fmt: skip
         warehouse.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-    warehouse.execute("DROP TABLE device_horizons, sweeps")
+    warehouse.execute("DROP VIEW live.sweeps; DROP TABLE device_horizons, sweeps")
     with closing(warehouse.connect()) as connection:
         apply_schema(connection)
     assert columns() == fresh
