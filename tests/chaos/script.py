@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +21,9 @@ def faketime_library() -> Path | None:
         return None
     library = Path(spec.origin).parent / "vendor/libfaketime/src/libfaketime.so.1"
     return library if library.exists() and platform.machine() == "x86_64" else None
+
+
+STARTUP_S = 30.0  # more than an interpreter needs for its imports on a busy machine
 
 
 class NotRecovered(Exception):
@@ -77,10 +82,21 @@ class Script:
     def stop(self) -> None:
         """SIGTERM. Raises NotRecovered unless it ends well, and in time."""
         self._is_to_run = False
+        self._wait_until_it_can_be_stopped()
         in_time = self.daemon.stop(timeout_s=90)
         code = self.daemon.exit_code()
         if not in_time or code != 0:
             raise NotRecovered(f"{self.name} did not end well at SIGTERM: exit code {code}. {self.tail()}")
+
+    def _wait_until_it_can_be_stopped(self) -> None:
+        """One that was only just started takes no signal yet, and would die of it (Linux tells; elsewhere at once)."""
+        status = Path(f"/proc/{self.daemon.pid}/status")
+        deadline = time.monotonic() + STARTUP_S
+        while status.exists() and time.monotonic() < deadline:
+            caught = int(status.read_text().split("SigCgt:")[1].split()[0], 16)
+            if caught >> (signal.SIGTERM - 1) & 1:
+                break
+            time.sleep(0.05)
 
     def restart_if_ended(self) -> str | None:
         """What is to be said of a script that ended by itself, and runs again now; None of one that runs."""
