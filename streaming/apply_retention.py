@@ -38,6 +38,7 @@ from pipeline_settings import (
     postgres_parameters,
     set_up_logging,
 )
+from sink import is_outage
 from stop_signals import set_soon
 from sweep import AnotherSweep, Stopped, Tell, sweep
 from sweep_parts import Retention
@@ -88,7 +89,9 @@ def main() -> int:
         log.error("a run of the models, or another lock, did not end: %s. The next sweep goes on", _line(error))
     except psycopg2.errors.InsufficientPrivilege as error:
         log.error("%s", lacks_a_right(error))
-    except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+    except psycopg2.Error as error:
+        if not is_outage(error):
+            raise
         log.error("PostgreSQL: %s. Set %s", _line(error), ", ".join(postgres_parameters()))
     return 1
 

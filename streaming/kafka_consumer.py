@@ -17,11 +17,18 @@ import logging
 import signal
 import sys
 import threading
+import time
 from functools import partial
 
 import psycopg2
 import tenacity
-from kafka.errors import AuthorizationError, KafkaError, RetriableError
+from kafka.errors import (
+    AuthorizationError,
+    FencedInstanceIdError,
+    InvalidSessionTimeoutError,
+    KafkaError,
+    RetriableError,
+)
 
 import kafka_log
 import pipeline_metrics as metrics
@@ -50,6 +57,7 @@ log = logging.getLogger("consumer")
 
 TLS_PARAMETERS = ("PGSSLMODE", "PGSSLROOTCERT")  # libpq's own
 STOP_TIMEOUT_S = 30.0
+MEND_TIMEOUT_S = 60.0  # to join the group, at most
 STOP_TIMEOUT_IN_OUTAGE_S = 5.0  # what is not written is read again; no need to keep the terminal waiting
 
 
@@ -109,6 +117,7 @@ def main() -> int:
         names = TLS_PARAMETERS if _is_about_tls(reason) else postgres_parameters()
         log.error("PostgreSQL refuses: %s. Set %s", reason, ", ".join(names))
         return 1
+    fenced_twice_until = 0.0
     while not stop.is_set():
         try:
             run_session(args, stop, status)
@@ -120,8 +129,21 @@ def main() -> int:
         except RetriableError as error:
             log.warning("Kafka: %s; joining anew", error)
             stop.wait(1)
+        except FencedInstanceIdError:
+            # A member that joins again because an answer was lost is another one of its name to Kafka: joining once
+            # more mends that. Two that there are fence each other with every heartbeat, thus within a session
+            if time.monotonic() < fenced_twice_until:
+                log.error("CONSUMER_INSTANCE_ID=%s is another consumer's too: give each its own", args.instance_id)
+                return 1
+            fenced_twice_until = time.monotonic() + args.session_timeout + MEND_TIMEOUT_S
+            log.warning("Kafka let another one in as CONSUMER_INSTANCE_ID=%s; joining anew", args.instance_id)
+            stop.wait(1)
         except AuthorizationError as error:
             log.error("KAFKA_USERNAME=%s lacks an ACL: READ on group %s? %s", args.username, args.group, error)
+            return 1
+        except InvalidSessionTimeoutError:
+            limits = "group.min.session.timeout.ms and group.max.session.timeout.ms"
+            log.error("SESSION_TIMEOUT=%g lies outside of the brokers' %s", args.session_timeout, limits)
             return 1
         except psycopg2.errors.InsufficientPrivilege as error:
             log.error("%s", lacks_a_right(error))

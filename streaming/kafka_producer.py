@@ -25,7 +25,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
-from kafka.errors import AuthorizationError, KafkaError
+from kafka.errors import AuthorizationError, KafkaError, RetriableError
 
 import kafka_log
 import pipeline_metrics
@@ -219,6 +219,8 @@ def connect(args: argparse.Namespace) -> Delivery | None:
         return Delivery(connection, args.transactional_id, headers)
     except AuthorizationError as error:
         log.error("KAFKA_USERNAME=%s lacks an ACL: WRITE on its --transactional-id? %s", args.username, error)
+    except RetriableError as error:  # it let us in, and went away then
+        log.error("Kafka at %s went away before anything was sent, start again: %s", args.bootstrap_servers, error)
     except (RegistryError, NoContact, KafkaError) as error:
         log.error("%s", error)
     except KeyboardInterrupt:

@@ -11,7 +11,6 @@ import gc
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -32,6 +31,7 @@ from kafka.structs import OffsetAndMetadata
 import pipeline_metrics as metrics
 from batch import TopicPartition
 from contracts import CONTRACTS
+from lag_report import LagReport
 from record import Record
 from record_decoder import speed_up
 from row_text import Encoded, encode
@@ -43,6 +43,9 @@ log = logging.getLogger("consumer")
 
 MAX_POLL_RECORDS = 2000  # keeps the next fetch under way while these are decoded; larger polls lose that
 HANDOVER_TIMEOUT_S = 5.0  # a partition that moves waits so long for its rows to be written, then they are read again
+# So long the group waits for a member that does not join again. One that is dead it has noticed before, mostly; not one
+# that left while Kafka itself was frozen. The default is five minutes, in which nobody reads anything
+GROUP_PATIENCE_MS = 60_000
 REPORT_EVERY_S = 5.0
 SILENCE_S = 1.0
 KAFKA_COMMIT_EVERY_S = 0.5
@@ -72,7 +75,6 @@ class Session(ConsumerRebalanceListener):
         self._next: dict[TopicPartition, int] = {}  # the first offset of each partition that has not been read yet
         self._ends: dict[TopicPartition, int] = {}  # where each partition ended when it was placed
         self._fresh: set[KafkaPartition] = set()  # assigned, paused, and not yet placed by the ledger
-        self._reported: set[KafkaPartition] = set()
         self._joins_again = bool(instance_id)
         self._kafka_commit_at = self._report_at = self._heard_at = time.monotonic()
         self._consumer = KafkaConsumer(
@@ -81,6 +83,7 @@ class Session(ConsumerRebalanceListener):
             group_instance_id=instance_id or None,
             session_timeout_ms=int(session_timeout * 1000),
             heartbeat_interval_ms=int(session_timeout * 1000 / 3.5),
+            max_poll_interval_ms=GROUP_PATIENCE_MS,
             partition_assignment_strategy=[CooperativeStickyAssignor()],
             isolation_level="read_committed",
             enable_auto_commit=False,
@@ -96,10 +99,10 @@ class Session(ConsumerRebalanceListener):
         )
         self._is_fast = speed_up(self._consumer)
         self._consumer.subscribe(list(CONTRACTS), listener=self)
-        for topic in CONTRACTS:
-            # kafka-python may otherwise join before it knows the partitions, assign none of them, and leave it at that
-            if not self._consumer.partitions_for_topic(topic):
-                raise LogMismatch(f"topic {topic} is missing, or this user may not read it")
+        self._lag_report = LagReport(self._consumer, writer)
+        # kafka-python may otherwise join before it knows the partitions, assign none of them, and leave it at that
+        if missing := self._missing_topic():
+            raise LogMismatch(f"topic {missing} is missing, or this user may not read it")
 
     # --- called by kafka-python, on its own thread ---
 
@@ -246,9 +249,11 @@ class Session(ConsumerRebalanceListener):
 
     def _require_topics(self) -> None:
         """A topic that is deleted is given up by the group in silence."""
-        for topic in CONTRACTS:
-            if not self._consumer.partitions_for_topic(topic):
-                raise UnknownTopicOrPartitionError(f"topic {topic} is gone, or may no longer be read")
+        if missing := self._missing_topic():
+            raise UnknownTopicOrPartitionError(f"topic {missing} is gone, or may no longer be read")
+
+    def _missing_topic(self) -> str | None:
+        return next((topic for topic in CONTRACTS if not self._consumer.partitions_for_topic(topic)), None)
 
     def _place(self, partition: KafkaPartition, at: int, begin: int, end: int) -> None:
         name = f"{partition.topic}[{partition.partition}]"
@@ -298,30 +303,7 @@ class Session(ConsumerRebalanceListener):
             return
         self._report_at = time.monotonic()
         self._require_topics()
-        lag: Counter[str] = Counter()
-        age: dict[str, float] = {}
-        offsets = self._offsets()
-        if self._reported != set(offsets):  # of a partition that was given up, its next owner tells the lag
-            metrics.LAG_RECORDS.clear()
-            metrics.LAG_SECONDS.clear()
-            self._reported = set(offsets)
-        for partition, offset in offsets.items():
-            behind = max(0, (self._consumer.highwater(partition) or offset.offset) - offset.offset)
-            metrics.LAG_RECORDS.labels(partition.topic, partition.partition).set(behind)
-            lag[partition.topic] += behind
-            newest = self._writer.newest.get(tuple(partition))
-            if behind and newest is not None:
-                age[partition.topic] = max(age.get(partition.topic, 0.0), time.time() - newest / 1000)
-        for topic in lag:
-            metrics.LAG_SECONDS.labels(topic).set(age.get(topic, 0.0))
-        totals, self._writer.totals = self._writer.totals, Counter()
-        if totals["batches"]:
-            suppressed = f" suppressed={totals['suppressed']}" if totals["suppressed"] else ""
-            log.info(
-                "stored=%d duplicates=%d dead=%d%s lag=%d batches=%d ms=%.1f", totals["stored"], totals["duplicates"],
-                totals["dead"], suppressed, lag.total(), totals["batches"], totals["ms"] / totals["batches"],
-            )  # fmt: skip
-        else:
+        if not self._lag_report.tell(self._offsets()):
             gc.collect()  # kafka-python leaves a socket behind for each connection refused, one a second in an outage
 
     def close(self) -> None:

@@ -35,7 +35,7 @@ from pipeline_settings import (
 from record import Record
 from row_store import merge
 from row_text import copy_line, of_file
-from sink import SESSION
+from sink import SESSION, is_outage
 from suppression import Suppressions
 
 log = logging.getLogger("replay")
@@ -230,7 +230,9 @@ def main() -> int:
     except psycopg2.errors.InsufficientPrivilege as error:
         log.error("%s", lacks_a_right(error))
         return 1
-    except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+    except psycopg2.Error as error:
+        if not is_outage(error):
+            raise
         # rolling back over a broken connection fails too: the first of the two errors tells why
         reason = str(error.__context__ or error).strip().splitlines()[0]
         log.error("PostgreSQL ended it: %s; what was replayed before is kept", reason)
