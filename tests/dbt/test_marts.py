@@ -86,6 +86,7 @@ def test_after_every_slice_of_random_histories_every_mart_is_what_its_definition
     assert seen == {*RULES, "closed", "still_open", "unknown_offline"}
 
 
+@pytest.mark.slow
 def test_an_empty_database_has_empty_marts(dbt: Dbt, warehouse: Any) -> None:
     for _ in range(2):
         run(dbt)
@@ -150,6 +151,7 @@ def test_days_of_23_and_25_hours_are_right_in_both_directions_and_on_both_hemisp
     assert {row["opens"] for row in hourly} == {4}
 
 
+@pytest.mark.slow  # FOUND_FAULTS have such hours
 def test_an_hour_in_which_a_device_moves_is_one_hour_with_the_later_local_time(dbt: Dbt, warehouse: Any) -> None:
     hour = datetime(2026, 5, 4, 21, tzinfo=UTC)  # 23 o'clock in Berlin, 9 o'clock of the next day in Auckland
     register(warehouse, "lock", household_id="old home", timezone="Europe/Berlin")

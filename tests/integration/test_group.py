@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from typing import Any
+from contextlib import closing
 
 import pytest
 from event_stream import Launcher, Stream, stop, wait_until
-from kafka import KafkaConsumer
 from kafka.admin import KafkaAdminClient
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from running_consumer import Consumer, get
 
-from contracts import CONTRACTS
 from local_servers import free_port
 
 pytestmark = pytest.mark.alone
@@ -107,55 +102,4 @@ def test_a_static_member_killed_while_it_hands_over_leaves_no_partition_without_
     wait_until(lambda: shared_by(successor, second), second)
     stream.wait_until_consumed(second)
     stop(successor, second)
-    stream.assert_each_once()
-
-
-@contextmanager
-def member(stream: Stream, **settings: Any) -> Iterator[KafkaConsumer]:
-    """A member of the group that is none of our scripts: it joins, tells that it lives, and does nothing more."""
-    joined = KafkaConsumer(
-        *CONTRACTS, bootstrap_servers=stream.bootstrap_servers, group_id=stream.group, enable_auto_commit=False,
-        partition_assignment_strategy=[CooperativeStickyAssignor()], **settings,
-    )  # fmt: skip
-    with closing(joined):
-        wait_until(lambda: joined.poll(timeout_ms=100) or joined.assignment())
-        yield joined
-
-
-def test_a_static_member_that_kafka_took_for_another_joins_anew(stream: Stream, launch: Launcher) -> None:
-    """As happens by itself when the answer to its joining is lost, and it joins again."""
-    running = launch(stream, CONSUMER_INSTANCE_ID="one", SESSION_TIMEOUT="6")
-    stream.send_events(600)
-    stream.wait_until_consumed(running)
-    with member(stream, group_instance_id="one"):
-        pass
-    wait_until(lambda: "let another one in as CONSUMER_INSTANCE_ID=one" in running.log, running)
-    stream.send_events(600)
-    stream.wait_until_consumed(running)
-    stop(running)
-    stream.assert_each_once()
-
-
-def test_of_two_consumers_of_one_name_one_says_so_and_ends(stream: Stream, launch: Launcher) -> None:
-    two = [launch(stream, CONSUMER_INSTANCE_ID="one", SESSION_TIMEOUT="6") for _ in range(2)]
-    wait_until(lambda: any(each.process.poll() is not None for each in two))
-    [ended] = [each for each in two if each.process.poll() is not None]
-    assert ended.process.returncode == 1
-    assert "CONSUMER_INSTANCE_ID=one is another consumer's too" in ended.log.splitlines()[-1]
-    two.remove(ended)
-    stream.send_events(600)
-    stream.wait_until_consumed(*two)
-    stop(*two)
-    stream.assert_each_once()
-
-
-@pytest.mark.slow
-def test_a_member_that_does_not_join_again_is_waited_for_a_minute(stream: Stream, launch: Launcher) -> None:
-    stream.send_events(600)
-    with member(stream, max_poll_interval_ms=20_000) as hung:
-        hung._coordinator.heartbeat.poll_timeout_expired = lambda: False  # else it would leave by itself
-        running = launch(stream)
-        wait_until(lambda: owned(running), running, timeout=90)
-    stream.wait_until_consumed(running)
-    stop(running)
     stream.assert_each_once()
