@@ -33,7 +33,7 @@ from kafka.errors import (
 import kafka_log
 import pipeline_metrics as metrics
 from kafka_contact import NoContact, first_contact
-from membership import ClusterChanged, LogMismatch, Session
+from membership import GROUP_PATIENCE_S, ClusterChanged, LogMismatch, Session
 from pipeline_settings import (
     add_kafka_options,
     add_logging_options,
@@ -57,7 +57,6 @@ log = logging.getLogger("consumer")
 
 TLS_PARAMETERS = ("PGSSLMODE", "PGSSLROOTCERT")  # libpq's own
 STOP_TIMEOUT_S = 30.0
-MEND_TIMEOUT_S = 60.0  # to join the group, at most
 STOP_TIMEOUT_IN_OUTAGE_S = 5.0  # what is not written is read again; no need to keep the terminal waiting
 
 
@@ -135,7 +134,7 @@ def main() -> int:
             if time.monotonic() < fenced_twice_until:
                 log.error("CONSUMER_INSTANCE_ID=%s is another consumer's too: give each its own", args.instance_id)
                 return 1
-            fenced_twice_until = time.monotonic() + args.session_timeout + MEND_TIMEOUT_S
+            fenced_twice_until = time.monotonic() + args.session_timeout + GROUP_PATIENCE_S
             log.warning("Kafka let another one in as CONSUMER_INSTANCE_ID=%s; joining anew", args.instance_id)
             stop.wait(1)
         except AuthorizationError as error:

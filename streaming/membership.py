@@ -45,7 +45,7 @@ MAX_POLL_RECORDS = 2000  # keeps the next fetch under way while these are decode
 HANDOVER_TIMEOUT_S = 5.0  # a partition that moves waits so long for its rows to be written, then they are read again
 # So long the group waits for a member that does not join again. One that is dead it has noticed before, mostly; not one
 # that left while Kafka itself was frozen. The default is five minutes, in which nobody reads anything
-GROUP_PATIENCE_MS = 60_000
+GROUP_PATIENCE_S = 60.0
 REPORT_EVERY_S = 5.0
 SILENCE_S = 1.0
 KAFKA_COMMIT_EVERY_S = 0.5
@@ -83,7 +83,7 @@ class Session(ConsumerRebalanceListener):
             group_instance_id=instance_id or None,
             session_timeout_ms=int(session_timeout * 1000),
             heartbeat_interval_ms=int(session_timeout * 1000 / 3.5),
-            max_poll_interval_ms=GROUP_PATIENCE_MS,
+            max_poll_interval_ms=int(GROUP_PATIENCE_S * 1000),
             partition_assignment_strategy=[CooperativeStickyAssignor()],
             isolation_level="read_committed",
             enable_auto_commit=False,

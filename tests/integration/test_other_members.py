@@ -1,4 +1,4 @@
-"""The group has other members than it should: two of one name, one that is there no more, one that hangs."""
+"""The group has other members than it should: two of one name, one that hangs."""
 
 from __future__ import annotations
 
