@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,12 +37,14 @@ def port_setting(name: str, default: int) -> int:
     return int(text)
 
 
-def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port(other_than: Collection[int] = ()) -> int:
+    """A port that nothing listens on now, and none of those that were chosen before and are not in use yet."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind((LOOPBACK, 0))
+            port: int = probe.getsockname()[1]
+        if port not in other_than:
+            return port
 
 
 def require_free_port(port: int, remedy: str) -> None:

@@ -75,7 +75,9 @@ class KafkaCluster:
             return
         if self.security:
             self.security.make()
-        voters = self._controllers_of_the_living() or [free_port() for _ in self.brokers]
+        voters = self._controllers_of_the_living()
+        while len(voters) < len(self.brokers):
+            voters.append(free_port([*voters, *(broker.port for broker in self.brokers)]))
         cluster_id = new_cluster_id()
         absent = [broker for broker in self.brokers if not broker.is_running()]
         for broker in absent:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from local_servers import ServerError, port_setting, require_free_port, stack
+from local_servers import ServerError, free_port, port_setting, require_free_port, stack
 from local_servers.daemon import Daemon
 from local_servers.demo import account_table
 from local_servers.kafka_cluster import names
@@ -48,6 +48,20 @@ def test_a_port_is_free_as_soon_as_its_server_has_closed() -> None:
         with pytest.raises(ServerError, match=f"port {port} is in use: set X"):
             require_free_port(port, "set X")
     require_free_port(port, "set X")
+
+
+def test_a_port_that_was_chosen_and_is_not_in_use_yet_is_not_chosen_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = iter([40000, 40001, 40002])
+
+    class Probe(socket.socket):
+        def bind(self, address: object) -> None:
+            pass
+
+        def getsockname(self) -> tuple[str, int]:
+            return "127.0.0.1", next(ports)
+
+    monkeypatch.setattr(socket, "socket", Probe)
+    assert free_port([40000, 40001]) == 40002
 
 
 @pytest.mark.parametrize(
