@@ -18,6 +18,8 @@ log = logging.getLogger("consumer")
 
 
 class LagReport:
+    """Of one membership in the group; what it says of the rows is since the report before."""
+
     def __init__(self, consumer: Any, writer: Writer) -> None:
         self._consumer = consumer
         self._writer = writer

@@ -6,11 +6,10 @@ import importlib.util
 import platform
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from local_servers import ROOT
+from local_servers import ROOT, ServerError
 from local_servers.daemon import Daemon
 
 
@@ -82,21 +81,22 @@ class Script:
     def stop(self) -> None:
         """SIGTERM. Raises NotRecovered unless it ends well, and in time."""
         self._is_to_run = False
-        self._wait_until_it_can_be_stopped()
+        try:
+            self.daemon.wait_until(self._takes_sigterm, STARTUP_S)
+        except ServerError as error:
+            raise NotRecovered(str(error)) from None
         in_time = self.daemon.stop(timeout_s=90)
         code = self.daemon.exit_code()
         if not in_time or code != 0:
             raise NotRecovered(f"{self.name} did not end well at SIGTERM: exit code {code}. {self.tail()}")
 
-    def _wait_until_it_can_be_stopped(self) -> None:
-        """One that was only just started takes no signal yet, and would die of it (Linux tells; elsewhere at once)."""
+    def _takes_sigterm(self) -> bool:
+        """Whether it would not just die of it, as one that was only just started (Linux tells; elsewhere: yes)."""
         status = Path(f"/proc/{self.daemon.pid}/status")
-        deadline = time.monotonic() + STARTUP_S
-        while status.exists() and time.monotonic() < deadline:
-            caught = int(status.read_text().split("SigCgt:")[1].split()[0], 16)
-            if caught >> (signal.SIGTERM - 1) & 1:
-                break
-            time.sleep(0.05)
+        if not status.exists():
+            return True
+        caught = int(status.read_text().split("SigCgt:")[1].split()[0], 16)
+        return bool(caught >> (signal.SIGTERM - 1) & 1)
 
     def restart_if_ended(self) -> str | None:
         """What is to be said of a script that ended by itself, and runs again now; None of one that runs."""
