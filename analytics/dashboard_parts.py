@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 import pandas as pd
@@ -141,31 +141,37 @@ def pill(kind: str, found: pd.DataFrame, green_s: float = 60, amber_s: float = 3
         st.badge(f"{kind} stale: {text}", color="red", icon=":material/error:")
 
 
+# How long two slow cores take to draw a row of numbers: benchmarks/RESULTS.md
+FIRST_PAINT_S = 0.5
+Tone = Literal["normal", "inverse", "off"]
+
+
+@contextmanager
+def tiles() -> Iterator[None]:
+    """A page's row of numbers. To a new visitor all that follows comes FIRST_PAINT_S later: the browser draws at once
+    what arrives at once, and would load the controls', tables' and charts' own programs before the first number."""
+    with st.container(horizontal=True):
+        yield
+    if not st.session_state.get("numbers drawn"):
+        st.session_state["numbers drawn"] = True
+        time.sleep(FIRST_PAINT_S)
+
+
 def tile(
-    row: Any, label: str, value: str, note: str | None = None, *, tone: str = "off", is_change: bool = False,
+    label: str, value: str, note: str | None = None, *, tone: Tone = "off", is_change: bool = False,
     help: str | None = None,
 ) -> None:  # fmt: skip
-    """A number of a row of them.
+    """A number, in a row of `tiles`.
 
     note: below it. is_change: the note is the change on the period before, and has an arrow. tone: inverse where more
     is bad, normal where it is good, off where it is neither.
     """
-    arrow = "auto" if is_change else "off"
     if is_change:
         help = ". ".join(filter(None, (help, "Below: the change on the period before")))
-    row.metric(label, value, note, delta_color=tone, delta_arrow=arrow, help=help, border=True, height="stretch")
-
-
-# On two slow cores the first number came after 1.26 s without it, 1.2 s with half of it, 0.8 s with it (RESULTS.md)
-FIRST_PAINT_S = 0.3
-
-
-def numbers_first() -> None:
-    """Before a page's first table or chart: the browser draws at once what arrives at once, and a new visitor would
-    wait for the charts' and tables' own programs before seeing the first number."""
-    if not st.session_state.get("numbers drawn"):
-        st.session_state["numbers drawn"] = True
-        time.sleep(FIRST_PAINT_S)
+    st.metric(
+        label, value, note, delta_color=tone, delta_arrow="auto" if is_change else "off", help=help, border=True,
+        height="stretch",
+    )  # fmt: skip
 
 
 # --- tables ---
@@ -183,7 +189,6 @@ def show_table(
     if rows.empty:
         st.caption(empty)
         return
-    numbers_first()
     # a selection is a row's number: where the rows are others it must not stay
     key = f"table {name} {hash(tuple(map(str, rows.iloc[:, 0])))}"
     selection: Any = st.dataframe(
@@ -284,6 +289,5 @@ def on_click(chart: Any, fields: Sequence[str], key: str, alt_text: str, act: Ca
         if chosen:
             act(chosen[0])
 
-    numbers_first()
     pick = alt.selection_point(name="clicked", fields=list(fields))
     st.altair_chart(chart.add_params(pick), key=key, on_select=clicked, selection_mode="clicked", alt=alt_text)

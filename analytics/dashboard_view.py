@@ -110,59 +110,59 @@ def _hour(at: datetime) -> datetime:
     return at.replace(minute=0, second=0, microsecond=0)
 
 
-def choose(bar: Any, choices: pd.DataFrame) -> View:
-    """Shows the controls in the container `bar` and returns what they say.
+def chosen() -> View | None:
+    """What the controls say, whether they are shown yet or not; None where From is not before To."""
+    name = st.session_state[in_url("range", DEFAULT, RANGES)]
+    is_local = st.session_state[in_url("clock", "utc", CLOCKS)] == "local"
+    filters = {kind: st.session_state[in_url(kind, [])] for kind in FILTERS}
+    now = datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)  # the same for a minute: cached
+    if name != CUSTOM:
+        return View(name, now - LENGTHS[name], now, is_local, filters)
+    first, last = _custom_range()
+    if first is None or last is None or first >= last:
+        return None
+    return View(name, first.replace(tzinfo=UTC), last.replace(tzinfo=UTC), is_local, filters)
+
+
+def _custom_range() -> list[datetime | None]:
+    today = _naive(datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0))
+    bounds = {"from": today, "to": today + timedelta(days=1)}
+    return [st.session_state[moment_in_url(key, otherwise)] for key, otherwise in bounds.items()]
+
+
+def show_filters(view: View) -> None:
+    """In words, where there are any, so that nobody takes a part for the whole."""
+    if any(view.filters.values()):
+        named = (f"{FILTERS[kind]}: {', '.join(values)}" for kind, values in view.filters.items() if values)
+        line = st.container(horizontal=True, vertical_alignment="center")
+        line.caption("Showing only " + " · ".join(named))
+        line.button("Show all", type="tertiary", icon=":material/filter_alt_off:", on_click=clear_filters)
+
+
+def show_controls(bar: Any, choices: pd.DataFrame) -> None:
+    """Shows them in the container `bar`. To be called after `chosen`, which gives them their values.
 
     choices: columns kind (a key of FILTERS) and value.
     """
     name = bar.selectbox(
-        "Range", list(RANGES), format_func=RANGES.__getitem__, key=in_url("range", DEFAULT, RANGES), width=160,
-        persist_state="session",
+        "Range", list(RANGES), format_func=RANGES.__getitem__, key="range", width=160, persist_state="session",
         label_visibility="collapsed",
     )  # fmt: skip
-    now = datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)  # the same for a minute: cached
-    since, until = now - LENGTHS.get(name, LENGTHS[DEFAULT]), now
     if name == CUSTOM:
-        since, until = _custom_range(bar, now)
+        bar.datetime_input("From (UTC)", key="from", persist_state="session", width=190)
+        bar.datetime_input("To (UTC)", key="to", persist_state="session", width=190)
     with bar.popover("Filters", icon=":material/filter_alt:"):
-        filters = {kind: _filter(choices, kind, label) for kind, label in FILTERS.items()}
-    clock = bar.segmented_control(
-        "Time zone", list(CLOCKS), format_func=CLOCKS.__getitem__, key=in_url("clock", "utc", CLOCKS), required=True,
-        persist_state="session",
+        for kind, label in FILTERS.items():
+            options = list(choices.value[choices.kind == kind])
+            # what a link names stays chosen, be it unknown here: it then shows nothing, and not everything
+            st.multiselect(
+                label, options, key=kind, persist_state="session", accept_new_options=True,
+                placeholder=f"any of {len(options)}",
+            )  # fmt: skip
+    bar.segmented_control(
+        "Time zone", list(CLOCKS), format_func=CLOCKS.__getitem__, key="clock", required=True, persist_state="session",
         label_visibility="collapsed",
     )  # fmt: skip
-    if any(filters.values()):
-        named = (f"{FILTERS[kind]}: {', '.join(values)}" for kind, values in filters.items() if values)
-        line = st.container(horizontal=True, vertical_alignment="center")
-        line.caption("Showing only " + " · ".join(named))
-        line.button("Show all", type="tertiary", icon=":material/filter_alt_off:", on_click=clear_filters)
-    return View(name, since, until, clock == "local", filters)
-
-
-def _filter(choices: pd.DataFrame, kind: str, label: str) -> list[str]:
-    options = list(choices.value[choices.kind == kind])
-    # what a link names stays chosen, be it unknown here: it then shows nothing, and not everything
-    chosen: list[str] = st.multiselect(
-        label,
-        options,
-        key=in_url(kind, []),
-        persist_state="session",
-        accept_new_options=True,
-        placeholder=f"any of {len(options)}",
-    )
-    return chosen
-
-
-def _custom_range(bar: Any, now: datetime) -> tuple[datetime, datetime]:
-    today = _naive(now.replace(hour=0, minute=0))
-    first = bar.datetime_input("From (UTC)", key=moment_in_url("from", today), persist_state="session", width=190)
-    last = bar.datetime_input(
-        "To (UTC)", key=moment_in_url("to", today + timedelta(days=1)), persist_state="session", width=190
-    )
-    if first is None or last is None or first >= last:
-        st.warning("**The range is empty**: From must be before To.")
-        st.stop()
-    return first.replace(tzinfo=UTC), last.replace(tzinfo=UTC)
 
 
 def _naive(at: datetime) -> datetime:

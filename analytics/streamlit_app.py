@@ -15,7 +15,7 @@ import streamlit as st
 import dashboard_queries as queries
 from dashboard_parts import START_CONSUMER, live, next_step_instead_of_a_traceback, pill, recent, stored
 from dashboard_url import begin, write_url
-from dashboard_view import choose
+from dashboard_view import chosen, show_controls, show_filters
 
 PAGES = {
     "overview": ("Overview", "monitoring"),
@@ -89,6 +89,15 @@ with head:
     st.title(page.title, anchor=False, width="content")
     freshness()
 with next_step_instead_of_a_traceback(said_above=True):
-    st.session_state["view"] = choose(head, stored(queries.CHOICES))
-    page.run()
+    choices = stored(queries.CHOICES)
+    view = chosen()
+    with next_step_instead_of_a_traceback(said_above=True):
+        if view is None:
+            st.warning("**The range is empty**: From must be before To.")
+        else:
+            show_filters(view)
+            st.session_state["view"] = view
+            page.run()
+    # after the page, as the numbers come first; and whatever became of it, as another choice may mend it
+    show_controls(head, choices)
 write_url()

@@ -100,33 +100,30 @@ def show(view: View) -> None:
 def show_totals(totals: pd.DataFrame) -> None:
     now = totals.loc[True]
     before = totals.loc[False] if False in totals.index else None
-    tiles = st.container(horizontal=True)
-    for name in ("opens", "closes", "fails"):
-        delta = words.change(now[name], before[name]) if before is not None else None
+    with parts.tiles():
+        for name in ("opens", "closes", "fails"):
+            delta = words.change(now[name], before[name]) if before is not None else None
+            parts.tile(
+                name.capitalize(),
+                f"{int(now[name]):,}",
+                delta,
+                is_change=True,
+                tone="inverse" if name == "fails" else "off",
+            )
         parts.tile(
-            tiles,
-            name.capitalize(),
-            f"{int(now[name]):,}",
-            delta,
+            "Fail rate",
+            words.percent(now.fail_rate, 2),
+            words.points(now.fail_rate, before.fail_rate) if before is not None else None,
             is_change=True,
-            tone="inverse" if name == "fails" else "off",
+            tone="inverse",
+            help="fails / (opens + fails)",
         )
-    parts.tile(
-        tiles,
-        "Fail rate",
-        words.percent(now.fail_rate, 2),
-        words.points(now.fail_rate, before.fail_rate) if before is not None else None,
-        is_change=True,
-        tone="inverse",
-        help="fails / (opens + fails)",
-    )
-    events = now.opens + now.closes + now.fails
-    parts.tile(
-        tiles,
-        "Late",
-        words.percent(now.late / events if events else None),
-        help="Share of the events that arrived more than 120 s after they happened",
-    )
+        events = now.opens + now.closes + now.fails
+        parts.tile(
+            "Late",
+            words.percent(now.late / events if events else None),
+            help="Share of the events that arrived more than 120 s after they happened",
+        )
 
 
 def show_failures(view: View) -> None:

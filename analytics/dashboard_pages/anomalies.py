@@ -68,20 +68,18 @@ LIMIT %(most)s
 
 def show(view: View) -> None:
     in_url("anomaly")  # the one whose log is shown
-    bar = st.container(horizontal=True, vertical_alignment="bottom")
-    severities = bar.pills(
-        "Severity", parts.SEVERITIES, selection_mode="multi", key=in_url("severity", [], parts.SEVERITIES)
-    )
-    rules = bar.pills(
-        "Rule", list(RULES), selection_mode="multi", format_func=RULES.__getitem__, key=in_url("rule", [], RULES)
-    )
-    only_going_on = bar.toggle("Only going on", key=in_url("going_on", False))
-
+    in_url("severity", [], parts.SEVERITIES)
+    in_url("rule", [], RULES)
+    in_url("going_on", False)
     counts = stored(COUNTS, **view.parameters())
     if counts.empty:
         st.info("**No anomaly in this range.** Nothing is going on either. A longer range shows older ones.")
         return
     show_counts(counts)
+    bar = st.container(horizontal=True, vertical_alignment="bottom")
+    severities = bar.pills("Severity", parts.SEVERITIES, selection_mode="multi", key="severity")
+    rules = bar.pills("Rule", list(RULES), selection_mode="multi", format_func=RULES.__getitem__, key="rule")
+    only_going_on = bar.toggle("Only going on", key="going_on")
     found = stored(
         DETECTIONS, severities=severities or parts.SEVERITIES, rules=rules or list(RULES), only_going_on=only_going_on,
         most=MOST, **view.parameters(),
@@ -106,17 +104,16 @@ def remember(row: pd.Series) -> None:
 
 
 def show_counts(counts: pd.DataFrame) -> None:
-    tiles = st.container(horizontal=True)
-    for severity in parts.SEVERITIES:
-        of_it = counts[counts.severity == severity]
-        going_on = int(of_it.going_on.sum())
-        parts.tile(
-            tiles,
-            severity.capitalize(),
-            f"{of_it.detections.sum():,}",
-            f"{going_on:,} going on" if going_on else None,
-            tone="inverse",
-        )
+    with parts.tiles():
+        for severity in parts.SEVERITIES:
+            of_it = counts[counts.severity == severity]
+            going_on = int(of_it.going_on.sum())
+            parts.tile(
+                severity.capitalize(),
+                f"{of_it.detections.sum():,}",
+                f"{going_on:,} going on" if going_on else None,
+                tone="inverse",
+            )
     counts["name"] = counts.rule.map(RULES)
     chart = alt.Chart(counts).mark_bar().encode(
         y=alt.Y("name:N", title=None, sort="-x"),

@@ -58,9 +58,9 @@ def show(view: View) -> None:
         st.info("**No battery reading** of these devices yet. Devices on the mains have none.")
         return
     counts = by_band.set_index("band").devices
-    tiles = st.container(horizontal=True)
-    for band in BANDS:
-        parts.tile(tiles, in_words(band).capitalize(), f"{counts.get(band, 0):,}")
+    with parts.tiles():
+        for band in BANDS:
+            parts.tile(in_words(band).capitalize(), f"{counts.get(band, 0):,}")
 
     bands = st.pills("Bands", BANDS, selection_mode="multi", format_func=in_words, key=in_url("band", URGENT, BANDS))
     st.markdown("**Work list**, by days to empty")

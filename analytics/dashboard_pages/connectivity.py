@@ -119,20 +119,18 @@ def show(view: View) -> None:
     before = totals.loc[False] if False in totals.index else None
     offline = stored(OFFLINE_NOW, most=MOST, **view.fleet())
     silent = int(offline.silent.max()) if len(offline) else 0
-    tiles = st.container(horizontal=True)
-    for name, meaning in (("uptime", "Share of the observed time that lies in no silence"),
-                          ("completeness", "Health reports over the number expected")):  # fmt: skip
-        parts.tile(
-            tiles,
-            name.capitalize(),
-            words.percent(now[name], 2),
-            words.points(now[name], before[name]) if before is not None else None,
-            is_change=True,
-            help=f"{meaning}; whole household's days of the range",
-        )
-    parts.tile(tiles, "Silent at the last run", f"{silent:,}")
+    with parts.tiles():
+        for name, meaning in (("uptime", "Share of the observed time that lies in no silence"),
+                              ("completeness", "Health reports over the number expected")):  # fmt: skip
+            parts.tile(
+                name.capitalize(),
+                words.percent(now[name], 2),
+                words.points(now[name], before[name]) if before is not None else None,
+                is_change=True,
+                help=f"{meaning}; whole household's days of the range",
+            )
+        parts.tile("Silent at the last run", f"{silent:,}")
 
-    parts.numbers_first()
     show_days(view)
     left, right = st.columns(2)
     with left:

@@ -116,16 +116,15 @@ def show(view: View) -> None:
 
 def show_all(view: View, devices: pd.DataFrame) -> None:
     counts = devices.state.value_counts()
-    tiles = st.container(horizontal=True)
-    parts.tile(tiles, "Devices", f"{len(devices):,}")
-    parts.tile(tiles, "Online", f"{(devices.presence == 'online').sum():,}")
-    for state in ("open", "closed", "unknown"):
-        parts.tile(
-            tiles,
-            state.capitalize(),
-            f"{counts.get(state, 0):,}",
-            help="By the newest open or close; unknown while the device is offline",
-        )
+    with parts.tiles():
+        parts.tile("Devices", f"{len(devices):,}")
+        parts.tile("Online", f"{(devices.presence == 'online').sum():,}")
+        for state in ("open", "closed", "unknown"):
+            parts.tile(
+                state.capitalize(),
+                f"{counts.get(state, 0):,}",
+                help="By the newest open or close; unknown while the device is offline",
+            )
     devices["seen"] = view.shown(devices.last_seen_at, devices.time_zone)
     parts.show_table(
         devices, "devices", "No device.", parts.open_device, height=560,
@@ -143,9 +142,9 @@ def show_one(view: View, device_id: str) -> None:
         return
     device = found.iloc[0]
     st.caption(" · ".join(str(device[name]) for name in FACTS if device[name]))
-    show_tiles(view, device)
+    with parts.tiles():
+        show_tiles(device)
     since_until = {"device_id": device_id, "since": view.parameters()["since"], "until": view.until}
-    parts.numbers_first()
     show_states(view, device, stored(STATES, **since_until))
     health = stored(HEALTH, **since_until)
     left, right = st.columns(2)
@@ -176,8 +175,7 @@ def show_one(view: View, device_id: str) -> None:
         )  # fmt: skip
 
 
-def show_tiles(view: View, device: pd.Series) -> None:
-    tiles = st.container(horizontal=True)
+def show_tiles(device: pd.Series) -> None:
     heard = (
         "never"
         if pd.isna(device.reported_at)
@@ -185,19 +183,17 @@ def show_tiles(view: View, device: pd.Series) -> None:
     )
     if device.is_online_now and device.state != "unknown":
         since = age((device.checked_at - device.state_since).total_seconds())
-        parts.tile(tiles, "Door", device.state, f"for {since}")
+        parts.tile("Door", device.state, f"for {since}")
     else:
         why = "not known" if device.is_online_now else "offline: not known"
-        parts.tile(tiles, "Door", "unknown", why)
-    parts.tile(tiles, "Health report", heard, "online" if device.is_online_now else "offline")
+        parts.tile("Door", "unknown", why)
+    parts.tile("Health report", heard, "online" if device.is_online_now else "offline")
     battery = "–" if pd.isna(device.battery_pct) else f"{device.battery_pct:.0f} %"
-    parts.tile(tiles, "Battery", battery, device.battery_band.replace("_", " "))
+    parts.tile("Battery", battery, device.battery_band.replace("_", " "))
     empty = "–" if pd.isna(device.days_to_empty) else f"{device.days_to_empty:.0f} d"
-    parts.tile(tiles, "Empty in", empty, help="Days until 5 %, by the drain of the last 14 days")
-    parts.tile(
-        tiles, "Signal", "–" if pd.isna(device.signal_dbm) else f"{device.signal_dbm:.0f} dBm", device.signal_band
-    )
-    parts.tile(tiles, "Anomalies going on", f"{device.open_anomalies:,}")
+    parts.tile("Empty in", empty, help="Days until 5 %, by the drain of the last 14 days")
+    parts.tile("Signal", "–" if pd.isna(device.signal_dbm) else f"{device.signal_dbm:.0f} dBm", device.signal_band)
+    parts.tile("Anomalies going on", f"{device.open_anomalies:,}")
 
 
 def show_states(view: View, device: pd.Series, found: pd.DataFrame) -> None:

@@ -54,11 +54,11 @@ def show(view: View) -> None:
     if found.empty:
         st.info("**No household** fits these filters. Clear them, or wait for dbt's next run if the fleet is new.")
         return
-    tiles = st.container(horizontal=True)
-    parts.tile(tiles, "Households", f"{len(found):,}")
-    parts.tile(tiles, "With an anomaly going on", f"{(found.going_on > 0).sum():,}")
-    parts.tile(tiles, "With a device offline", f"{(found.online < found.devices).sum():,}", help="As of dbt's last run")
-    parts.tile(tiles, "With a low battery", f"{(found.batteries > 0).sum():,}")
+    with parts.tiles():
+        parts.tile("Households", f"{len(found):,}")
+        parts.tile("With an anomaly going on", f"{(found.going_on > 0).sum():,}")
+        parts.tile("With a device offline", f"{(found.online < found.devices).sum():,}", help="As of dbt's last run")
+        parts.tile("With a low battery", f"{(found.batteries > 0).sum():,}")
 
     st.markdown(f"**Households**, whole days of the {view.range_in_words}")
     parts.show_table(

@@ -180,12 +180,10 @@ def show(view: View) -> None:
 
 @st.fragment(run_every=15)
 def show_tiles(view: View) -> None:
-    tiles = st.container(horizontal=True)
-    with parts.next_step_instead_of_a_traceback():
+    with parts.next_step_instead_of_a_traceback(), parts.tiles():
         now = recent(ONLINE, health_interval_s=health_interval_s(), **view.fleet()).iloc[0]
         offline = now.devices - now.online
         parts.tile(
-            tiles,
             "Devices online",
             f"{now.online:,}/{now.devices:,}",
             tone="inverse",
@@ -195,20 +193,17 @@ def show_tiles(view: View) -> None:
         parameters = view.parameters()
         standing = stored(STANDING, **view.fleet()).iloc[0]
         parts.tile(
-            tiles,
             "Open too long now",
             f"{standing.left_open:,}",
             help="Open for more than 10 minutes, the device not being offline. From the marts",
         )
         parts.tile(
-            tiles,
             "Critical, going on",
             f"{standing.critical:,}",
             help="Detections of severity critical that have not ended. From the marts",
         )
         rates = stored(FAIL_RATES, **parameters).iloc[0]
         parts.tile(
-            tiles,
             f"Fail rate, {view.label}",
             words.percent(rates.now),
             words.points(rates.now, rates.before),
@@ -217,7 +212,6 @@ def show_tiles(view: View) -> None:
             help="fails / (opens + fails), and the change on the period before; – without an attempt. From the marts",
         )
         parts.tile(
-            tiles,
             "Batteries, 14 days",
             f"{standing.batteries:,}",
             tone="inverse",
@@ -226,7 +220,6 @@ def show_tiles(view: View) -> None:
         )
         slo = stored(UPTIME, **view.fleet()).iloc[0]
         parts.tile(
-            tiles,
             f"Uptime since {slo.since:%b} 1",
             words.percent(slo.uptime, 2),
             note=None

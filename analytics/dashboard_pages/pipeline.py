@@ -101,9 +101,9 @@ def show_ledger() -> None:
             f"{topic}[{partition}]" for topic, partition in zip(unbalanced.topic, unbalanced.partition, strict=True)
         )
         st.error(f"**Out of balance**: {named}. No offset may be unaccounted for.")
-    tiles = st.container(horizontal=True)
-    for name in COUNTS:
-        parts.tile(tiles, name.capitalize(), f"{ledger[name].sum():,}")
+    with parts.tiles():
+        for name in COUNTS:
+            parts.tile(name.capitalize(), f"{ledger[name].sum():,}")
     ledger["at"] = ledger.updated_at.dt.strftime("%Y-%m-%d %H:%M:%S")
     counts = {name: parts.number(name.capitalize()) for name in COUNTS}
     parts.show_table(

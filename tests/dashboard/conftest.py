@@ -13,6 +13,7 @@ import streamlit as st
 from shown_fleet import HEALTH_INTERVAL, ROOT, Fleet, Visit, fill, run_dbt
 from streamlit.testing.v1 import AppTest
 
+import dashboard_parts
 import dashboard_queries as queries
 import pipeline_settings
 
@@ -76,6 +77,7 @@ def visit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Visit]:
         return engines[-1]
 
     monkeypatch.setattr(queries, "connect", remember)
+    monkeypatch.setattr(dashboard_parts, "FIRST_PAINT_S", 0)  # no browser here that would need it
 
     def visit(environment: dict[str, str], page: str = "overview", **parameters: Any) -> AppTest:
         for name, value in environment.items():
