@@ -18,6 +18,8 @@ report every 15 minutes), up to now, runs dbt, and starts the dashboard on it. F
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import statistics
 import sys
 import tempfile
@@ -134,6 +136,7 @@ def asked(range_name: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
         return fetch(engine, query, parameters)
 
     dashboard_queries.fetch = note
+    logging.disable(logging.WARNING)  # Streamlit warns twice for each page that no server runs here
     try:
         for page in (*PAGES, ONE_DEVICE):
             name, _, device = page.partition("?device=")
@@ -150,6 +153,7 @@ def asked(range_name: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
             yield from ((name, *each) for each in noted)
             noted.clear()
     finally:
+        logging.disable(logging.NOTSET)
         dashboard_queries.fetch = fetch
 
 
@@ -165,8 +169,6 @@ def time_one(engine: Any, query: str, parameters: dict[str, Any]) -> float:
 
 
 def time_pages() -> None:
-    import os
-
     from browser import Visitor, browser_path, dashboard_server, open_browser, open_profile
 
     if not browser_path():

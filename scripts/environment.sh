@@ -35,3 +35,5 @@ make_environment() {
 
 make_environment
 export PATH="$PWD/.venv/bin:$PATH"
+# Images of Python's set it; each process would then compile anew what it imports: half a second of CPU for a consumer
+unset PYTHONDONTWRITEBYTECODE

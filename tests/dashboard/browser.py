@@ -167,12 +167,28 @@ class Visitor:
     def count_runs_of_the_whole_page(self) -> None:
         """Counts in `runs`, from the next load on, how often the server ran the script, not only a fragment of it."""
 
-        def note(frame: bytes) -> None:
-            message = ForwardMsg.FromString(frame)
+        def note(message: ForwardMsg) -> None:
             if message.WhichOneof("type") == "script_finished":
                 self.runs += message.script_finished == ForwardMsg.FINISHED_SUCCESSFULLY  # not: a fragment's run
 
-        self.page.on("websocket", lambda socket: socket.on("framereceived", note))
+        self._hear(note)
+
+    def list_elements(self) -> list[str]:
+        """Grows, from the next load on, by the kind of each element that the server sends, in Streamlit's own words."""
+        kinds: list[str] = []
+
+        def note(message: ForwardMsg) -> None:
+            if kind := message.delta.new_element.WhichOneof("type"):
+                kinds.append(kind)
+
+        self._hear(note)
+        return kinds
+
+    def _hear(self, note: Callable[[ForwardMsg], None]) -> None:
+        def parse(frame: bytes) -> None:
+            note(ForwardMsg.FromString(frame))
+
+        self.page.on("websocket", lambda socket: socket.on("framereceived", parse))
 
     def wait_until(self, holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S

@@ -62,6 +62,18 @@ def test_a_link_to_a_page_opens_it(visitor: Callable[..., Visitor], name: str) -
     assert [each for each in page.failed if not PROBES.search(each)] == []
 
 
+@pytest.mark.parametrize("name", ["", "anomalies", "access", "batteries"])
+def test_a_new_visitor_is_sent_numbers_before_what_takes_long_to_draw(
+    visitor: Callable[..., Visitor], name: str
+) -> None:
+    page = visitor("/pipeline")
+    sent = page.list_elements()
+    page.open(f"/{name}")
+    dear = {"selectbox", "multiselect", "button_group", "checkbox", "dataframe", "vega_lite_chart", "download_button"}
+    assert {"metric", "selectbox", "vega_lite_chart"} <= set(sent)
+    assert not dear.intersection(sent[: sent.index("metric")]), sent
+
+
 def test_a_new_event_shows_without_a_reload(fleet: Fleet, visitor: Callable[..., Visitor]) -> None:
     page = visitor("/?household=trouble")
     with fleet.connect() as connection, connection.cursor() as cursor:

@@ -325,6 +325,9 @@ def test_nonsense_in_the_url_is_ignored(fleet: Fleet, visit: Visit, parameters: 
 def test_a_range_that_ends_before_it_begins_is_said(fleet: Fleet, visit: Visit) -> None:
     page = visit(fleet.environment, range="custom", **{"from": "2026-01-02T00:00", "to": "2026-01-01T00:00"})
     assert "**The range is empty**" in page.warning[0].value
+    page.datetime_input(key="to").set_value(pd.Timestamp("2026-01-03").to_pydatetime()).run()
+    assert not page.warning
+    assert page.query_params["to"] == "2026-01-03T00:00"
 
 
 @pytest.mark.slow

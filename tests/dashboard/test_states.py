@@ -95,6 +95,17 @@ def test_a_query_over_its_time_limit_is_stopped_and_said(
     assert any(box.startswith("**A query took longer than 0.3 s**") for box in shown), shown
 
 
+def test_after_a_query_over_its_time_limit_another_range_can_be_chosen(
+    fleet: Fleet, visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "TIME_LIMIT_S", 0.3)
+    with closing(fleet.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE marts.fct_triggers_daily")
+        page = visit(fleet.environment, "access", range="30d")
+        assert any(box.startswith("**A query took longer") for box in boxes(page))
+    assert boxes(page.selectbox(key="range").set_value("7d").run()) == []
+
+
 def test_without_tables_the_page_says_to_start_the_consumer(
     database: dict[str, str], execute: Execute, visit: Visit
 ) -> None:
