@@ -49,6 +49,7 @@ HANDOVER_TIMEOUT_S = 5.0  # a partition that moves waits so long for its rows to
 # So long the group waits for a member that does not join again. One that is dead it has noticed before, mostly; not one
 # that left while Kafka itself was frozen. The default is five minutes, in which nobody reads anything
 GROUP_PATIENCE_S = 60.0
+METADATA_AGE_S = 10.0  # the default lets partitions that were added wait for up to five minutes
 REPORT_EVERY_S = 5.0
 SILENCE_S = 1.0
 KAFKA_COMMIT_EVERY_S = 0.5
@@ -78,6 +79,8 @@ class Session(ConsumerRebalanceListener):
         self._next: dict[TopicPartition, int] = {}  # the first offset of each partition that has not been read yet
         self._ends: dict[TopicPartition, int] = {}  # where each partition ended when it was placed
         self._fresh: set[KafkaPartition] = set()  # assigned, paused, and not yet placed by the ledger
+        self._left: set[str] = set()  # topics of which all was given up, and nothing has been assigned since
+        self._left_at = 0.0
         self._joins_again = bool(instance_id)
         self._kafka_commit_at = self._report_at = self._heard_at = time.monotonic()
         self._consumer = KafkaConsumer(
@@ -97,7 +100,7 @@ class Session(ConsumerRebalanceListener):
             # at the broker, and the others wait with it: for half a second by default, a quarter of the rate
             fetch_max_wait_ms=50,
             reconnect_backoff_max_ms=1_000,  # the default lets a broker that is back wait for up to 30 s
-            metadata_max_age_ms=10_000,  # the default lets partitions that were added wait for up to five minutes
+            metadata_max_age_ms=int(METADATA_AGE_S * 1000),
             metrics_enabled=False,
         )
         self._is_fast = speed_up(self._consumer)
@@ -115,6 +118,7 @@ class Session(ConsumerRebalanceListener):
             self._consumer.pause(partition)
         with self._lock:
             self._fresh |= set(assigned)
+            self._left -= {topic for topic, _ in assigned}
         if assigned:
             log.info("assigned %s", _names(assigned))
         if self._joins_again:
@@ -134,6 +138,8 @@ class Session(ConsumerRebalanceListener):
             self._fresh -= set(partitions)
             for topic, partition in partitions:
                 self._next.pop((topic, partition), None)
+            self._left |= {topic for topic, _ in partitions} - {topic for topic, _ in self._next}
+            self._left_at = time.monotonic()
         if partitions:
             self._writer.drop({(topic, partition) for topic, partition in partitions}, timeout)
             log.info("gave up %s", _names(partitions))
@@ -258,6 +264,16 @@ class Session(ConsumerRebalanceListener):
         if missing := self._missing_topic():
             raise UnknownTopicOrPartitionError(f"topic {missing} is gone, or may no longer be read")
 
+    def _ask_for_what_was_left(self) -> None:
+        """A topic that is deleted and made again in a moment may be given up and never noticed to be back: kafka-python
+        compares what it knew before with what it knows now, and that is the same. The group's leader, a consumer that
+        is alone always, has it shared out again; another one's asking, and where others have it, changes nothing."""
+        with self._lock:
+            if not self._left or time.monotonic() - self._left_at < METADATA_AGE_S:
+                return
+            self._left = set()
+        self._consumer._coordinator.request_rejoin()
+
     def _missing_topic(self) -> str | None:
         return next((topic for topic in CONTRACTS if not self._consumer.partitions_for_topic(topic)), None)
 
@@ -309,6 +325,7 @@ class Session(ConsumerRebalanceListener):
             return
         self._report_at = time.monotonic()
         self._require_topics()
+        self._ask_for_what_was_left()
         if not self._lag_report.tell(self._offsets()):
             gc.collect()  # kafka-python leaves a socket behind for each connection refused, one a second in an outage
 

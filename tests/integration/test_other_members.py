@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +67,14 @@ def test_a_member_that_does_not_join_again_is_waited_for_a_minute(stream: Stream
     stream.wait_until_consumed(running)
     stop(running)
     stream.assert_each_once()
+
+
+@pytest.mark.slow
+def test_topics_that_the_group_forgot_are_asked_for_again(stream: Stream) -> None:
+    script = Path(__file__).with_name("forgetful_consumer.py")
+    settings = {**os.environ, **stream.environment, "CONSUMER_GROUP": stream.group, "CONSUMER_METRICS_PORT": "0"}
+    found = subprocess.run([sys.executable, script], env=settings, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
 
 
 def test_a_session_timeout_that_the_brokers_refuse_is_named(stream: Stream, launch: Launcher) -> None:
