@@ -1,5 +1,5 @@
-"""The consumer, made to forget its topics but one for five seconds as soon as it has them all, as happens when they are
-deleted and made again between two looks of kafka-python. Ends when it has them again, or after 40 s with exit code 3."""
+"""The consumer, made to forget all topics but one for five seconds as soon as it has them, as happens when they are
+deleted and made again between two looks of kafka-python. Ends when it has them again, or after 40 s: exit code 3."""
 
 from __future__ import annotations
 
