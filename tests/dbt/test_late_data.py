@@ -305,6 +305,7 @@ def test_a_failed_run_changes_nothing_and_the_next_one_makes_up_for_it(dbt: Dbt,
     add_event(warehouse, "other", START, "open", ingested_at=START + timedelta(hours=9))  # far beyond the overlap
     run(dbt)
     assert sorted(rows(warehouse, mart)) == [(1, 0), (1, 1)]
+    assert_equals_full_refresh(dbt, warehouse)
 
 
 @pytest.mark.slow
