@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Collection
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,14 +36,22 @@ def port_setting(name: str, default: int) -> int:
     return int(text)
 
 
-def free_port(other_than: Collection[int] = ()) -> int:
-    """A port that nothing listens on now, and none of those that were chosen before and are not in use yet."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind((LOOPBACK, 0))
-            port: int = probe.getsockname()[1]
-        if port not in other_than:
-            return port
+def free_port() -> int:
+    """A port that nothing listens on now. For a minute no other program of this machine is given it by chance.
+
+    A server may take seconds to come to its port, and others choose theirs meanwhile. The server's end of a connection
+    that it closed itself waits for a minute (TIME_WAIT); the system gives out no such port, and lets only those have it
+    who name it and set SO_REUSEADDR, as servers do.
+    """
+    with socket.socket() as server, socket.socket() as client:
+        server.bind((LOOPBACK, 0))
+        # Not before it has the port, or it could be one that another program holds in the same way
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.listen()
+        port: int = server.getsockname()[1]
+        client.connect((LOOPBACK, port))
+        server.accept()[0].close()
+    return port
 
 
 def require_free_port(port: int, remedy: str) -> None:

@@ -7,6 +7,7 @@ servers in order. It outlives its starter; another program finds it by the pid f
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -20,6 +21,8 @@ import psutil
 from local_servers import ServerError
 
 LOG_TAIL_LINES = 15
+LOG_TAIL_BYTES = 100_000  # Kafka's last words, with the stack of each exception, take a third of it
+ERROR_LINE = re.compile(r"\b(ERROR|FATAL|CRITICAL)\b")
 # A process's start as the kernel tells it moves with the clock by a little; a pid is not used again within a minute.
 SAME_START_S = 60.0
 LOG_LIMIT_BYTES = 50_000_000
@@ -144,13 +147,18 @@ class Daemon:
             time.sleep(interval_s)
 
     def log_tail(self) -> str:
-        """The log's last lines, introduced; empty if there is no log."""
+        """The log's last lines, introduced, and before them the first that tells of an error: a server that cannot go
+        on has much to say of how it ends. Empty if there is no log."""
         if not self.log_file.exists():
             return ""
         with self.log_file.open("rb") as log:
-            log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - 8192))
-            lines = log.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-        return "\n".join([f" The end of {self.log_file}:", *("  " + line for line in lines)])
+            log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+            lines = log.read().decode(errors="replace").splitlines()
+        before, tail = lines[:-LOG_TAIL_LINES], lines[-LOG_TAIL_LINES:]
+        first = next((number for number, line in enumerate(before) if ERROR_LINE.search(line)), len(before))
+        error = before[first : first + 2]  # Java says which exception in the line after it
+        introduction = f" The {'error and the ' if error else ''}end of {self.log_file}:"
+        return "\n".join([introduction, *("  " + line for line in error + tail)])
 
 
 def _end_orphans(children: list[psutil.Process]) -> None:

@@ -206,10 +206,10 @@ class KafkaBroker:
         raise ServerError(f"{self.data_dir / 'server.properties'} has no controller.quorum.voters")
 
     def _write_properties(self) -> Path:
-        voters = self.voters or [self._controller_port or free_port([self.port])]
+        voters = self.voters or [self._controller_port or free_port()]
         clients = f"CLIENT://{self.bootstrap_servers}"
         # Its own certificate opens it, a password does not: for the other brokers
-        internal = f"INTERNAL://{self.address}:{free_port([self.port, *voters])}"
+        internal = f"INTERNAL://{self.address}:{free_port()}"
         settings = {
             "process.roles": "broker,controller",
             "node.id": str(self._node_id),

@@ -77,7 +77,7 @@ class KafkaCluster:
             self.security.make()
         voters = self._controllers_of_the_living()
         while len(voters) < len(self.brokers):
-            voters.append(free_port([*voters, *(broker.port for broker in self.brokers)]))
+            voters.append(free_port())
         cluster_id = new_cluster_id()
         absent = [broker for broker in self.brokers if not broker.is_running()]
         for broker in absent:

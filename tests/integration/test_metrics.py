@@ -24,6 +24,7 @@ from running_consumer import ROOT, Pipeline, get, wait_for
 
 import pipeline_metrics
 from contracts import CONTRACTS, DEVICES, EVENTS
+from local_servers import free_port
 
 if TYPE_CHECKING:
     from local_servers.kafka_broker import KafkaBroker
@@ -51,13 +52,6 @@ def without_kafka(postgres: PostgresServer) -> Iterator[tuple[str, subprocess.Po
                 yield where, process
             finally:
                 process.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def event(**changes: Any) -> bytes:

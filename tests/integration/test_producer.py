@@ -20,6 +20,7 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from contracts import CONTRACTS, InvalidRecord
+from local_servers import free_port
 
 if TYPE_CHECKING:
     from local_servers.kafka_broker import KafkaBroker
@@ -220,9 +221,7 @@ def test_a_fenced_producer_counts_only_what_it_committed(kafka: KafkaBroker) -> 
 
 
 def test_metrics_agree_with_the_summary(kafka: KafkaBroker, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     before = sum(offsets(kafka).values())
     with producer(kafka, "--rate", "1", *CLEAN, PRODUCER_METRICS_PORT=str(port)) as process:
         wait_for_records(kafka, before + 300)
