@@ -116,12 +116,12 @@ def show_counts(counts: pd.DataFrame) -> None:
             )
     counts["name"] = counts.rule.map(RULES)
     chart = alt.Chart(counts).mark_bar().encode(
-        y=alt.Y("name:N", title=None, sort="-x"),
-        x=alt.X("detections:Q", title="detections"),
+        y=alt.Y("name:N", title=None, sort="-x", axis=alt.Axis(labelOverlap=False)),
+        x=alt.X("detections:Q", title="detections", axis=alt.Axis(format="d", tickMinStep=1)),
         color=alt.Color("severity:N", title=None, sort=parts.SEVERITIES, scale=parts.colours(parts.SEVERITY_COLOURS),
                         legend=alt.Legend(orient="top")),
         tooltip=["name", "severity", parts.tip("detections", ","), parts.tip("going_on", ",")],
-    ).properties(height=190)  # fmt: skip
+    ).properties(height=alt.Step(22))  # fmt: skip
 
     def filter_by(mark: dict[str, Any]) -> None:
         rule = next((rule for rule, name in RULES.items() if name == mark["name"]), None)
