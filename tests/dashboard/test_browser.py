@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -46,6 +47,13 @@ def visitor(chromium: Any, address: str) -> Iterator[Callable[..., Visitor]]:
         each.close()
 
 
+@pytest.fixture(scope="module")
+def telephone(chromium: Any, address: str) -> Iterator[Visitor]:
+    """One window for all pages: each new one would load the programs of all pages first."""
+    with closing(Visitor(chromium, address, width=390, height=844)) as window:
+        yield window
+
+
 def test_every_page_loads_without_an_error_and_asks_nobody_else(visitor: Callable[..., Visitor]) -> None:
     page = visitor()
     for name in PAGES:
@@ -54,24 +62,24 @@ def test_every_page_loads_without_an_error_and_asks_nobody_else(visitor: Callabl
     assert page.strangers == []
 
 
-@pytest.mark.parametrize("name", PAGES[1:])
-def test_a_link_to_a_page_opens_it(visitor: Callable[..., Visitor], name: str) -> None:
-    page = visitor(f"/{name}")
-    assert page.title() == name.capitalize()
-    assert page.strangers == []
-    assert [each for each in page.failed if not PROBES.search(each)] == []
+@pytest.mark.parametrize("name", PAGES)
+def test_a_link_to_a_page_opens_it_and_it_fits_a_telephone(telephone: Visitor, name: str) -> None:
+    telephone.open(f"/{name}" if name != "overview" else "/")
+    assert telephone.title() == name.capitalize()
+    assert telephone.page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= 390
+    assert telephone.strangers == []
+    assert [each for each in telephone.failed if not PROBES.search(each)] == []
 
 
-@pytest.mark.parametrize("name", ["", "anomalies", "access", "batteries"])
-def test_a_new_visitor_is_sent_numbers_before_what_takes_long_to_draw(
-    visitor: Callable[..., Visitor], name: str
-) -> None:
+def test_a_new_visitor_is_sent_numbers_before_what_takes_long_to_draw(visitor: Callable[..., Visitor]) -> None:
     page = visitor("/pipeline")
     sent = page.list_elements()
-    page.open(f"/{name}")
     dear = {"selectbox", "multiselect", "button_group", "checkbox", "dataframe", "vega_lite_chart", "download_button"}
-    assert {"metric", "selectbox", "vega_lite_chart"} <= set(sent)
-    assert not dear.intersection(sent[: sent.index("metric")]), sent
+    for name in ("", "anomalies", "access", "batteries"):
+        sent.clear()
+        page.open(f"/{name}")
+        assert {"metric", "selectbox", "vega_lite_chart"} <= set(sent), name
+        assert not dear.intersection(sent[: sent.index("metric")]), (name, sent)
 
 
 def test_a_new_event_shows_without_a_reload(fleet: Fleet, visitor: Callable[..., Visitor]) -> None:
@@ -194,12 +202,6 @@ def test_names_and_contrast_are_those_that_axe_asks_for(visitor: Callable[..., V
         report = Axe().run(page.page, options={"resultTypes": ["violations"], **rules}).response
         found += [(path, fault["id"], fault["nodes"][0]["html"][-150:]) for fault in report["violations"]]
     assert found == []
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_fits_a_telephone(visitor: Callable[..., Visitor], name: str) -> None:
-    page = visitor(f"/{name}" if name != "overview" else "/", width=390, height=844)
-    assert page.page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= 390
 
 
 def test_the_first_glance_needs_no_scrolling(visitor: Callable[..., Visitor]) -> None:

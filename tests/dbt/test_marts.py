@@ -130,14 +130,13 @@ def test_days_of_23_and_25_hours_are_right_in_both_directions_and_on_both_hemisp
         "America/New_York": ((date(2026, 3, 8), 23), (date(2026, 11, 1), 25)),
         "Pacific/Auckland": ((date(2026, 4, 5), 25), (date(2026, 9, 27), 23)),
     }
-    for change in range(2):  # a run in spring and one in autumn
-        for zone, days in changes.items():
-            day, _ = days[change]
-            register(warehouse, zone, household_id=zone, timezone=zone)
+    for zone, days in changes.items():
+        register(warehouse, zone, household_id=zone, timezone=zone)
+        for day, _ in days:
             start = datetime.combine(day, time(), tzinfo=UTC) - timedelta(days=1)
             send(warehouse, zone, [start + quarter * timedelta(minutes=15) for quarter in range(3 * 24 * 4)])
-        run(dbt)
-        assert_marts_are_right(warehouse)
+    run(dbt)
+    assert_marts_are_right(warehouse)
     days_of_change = {(zone, *day) for zone, days in changes.items() for day in days}
     summary = read(warehouse, "SELECT * FROM marts.fct_device_daily_summary")
     for zone, day, hours in days_of_change:
