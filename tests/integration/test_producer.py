@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
+import kafka_contact
 from contracts import CONTRACTS, InvalidRecord
 from local_servers import free_port
 
@@ -143,6 +145,19 @@ def test_stopped_in_the_middle_it_waits_for_what_is_on_its_way(kafka: KafkaBroke
     assert process.returncode == 0, err
     assert summary["topics"][EVENTS]["acknowledged"] == summary["topics"][EVENTS]["sent"] > 1000
     assert len(read(kafka, since=before)) == summary["topics"][EVENTS]["sent"]
+
+
+def test_a_broker_that_is_just_starting_is_waited_for(
+    make_broker: Callable[..., KafkaBroker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_contact, "PATIENCE_S", 60)  # a busy machine starts one in longer than 20 s
+    port = free_port()
+    with ThreadPoolExecutor(1) as background:
+        contact = background.submit(kafka_contact.first_contact, {"bootstrap_servers": [f"127.0.0.1:{port}"]})
+        wait([contact], timeout=kafka_contact.ATTEMPT_MS / 1000 + 1)  # one attempt has failed by then
+        assert not contact.done()
+        make_broker(port=port)
+        contact.result()
 
 
 def test_without_a_broker_one_line_says_so() -> None:

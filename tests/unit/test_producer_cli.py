@@ -13,9 +13,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from kafka.errors import KafkaConnectionError
 from kafka.partitioner import murmur2
 
 import kafka_log
+import kafka_producer
 from delivery import Tally
 from kafka_producer import parse_arguments, timeline
 
@@ -178,3 +180,16 @@ def test_a_read_of_a_closed_connection_is_no_news_and_hides_none(kind: str) -> N
     sparing = kafka_log.OneInAWhile()
     assert not passes(f"<{kind} [none] (closed)>: Error receiving network data closing socket")
     assert passes(f"<{kind} [127.0.0.1:9092<-40000]>: socket disconnected")
+
+
+def test_a_kafka_that_goes_away_before_anything_was_sent_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise KafkaConnectionError("reset")
+
+    monkeypatch.setattr(kafka_producer, "first_contact", lambda _: None)
+    monkeypatch.setattr(kafka_producer, "ensure_topics", gone)
+    assert kafka_producer.connect(parse_arguments(["--bootstrap-servers", "kafka:9092"])) is None
+    (said,) = caplog.messages
+    assert said.startswith("Kafka at kafka:9092 went away before anything was sent, start again: ")
