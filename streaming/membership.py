@@ -18,7 +18,6 @@ from typing import Any
 import psycopg2
 from kafka import ConsumerRebalanceListener, KafkaConsumer
 from kafka import TopicPartition as KafkaPartition
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
     KafkaError,
     LogTruncationError,
@@ -29,6 +28,7 @@ from kafka.errors import (
 from kafka.structs import OffsetAndMetadata
 
 import pipeline_metrics as metrics
+from assignor import Assignor
 from batch import TopicPartition
 from contracts import CONTRACTS
 from lag_report import LagReport
@@ -79,8 +79,7 @@ class Session(ConsumerRebalanceListener):
         self._next: dict[TopicPartition, int] = {}  # the first offset of each partition that has not been read yet
         self._ends: dict[TopicPartition, int] = {}  # where each partition ended when it was placed
         self._fresh: set[KafkaPartition] = set()  # assigned, paused, and not yet placed by the ledger
-        self._left: set[str] = set()  # topics of which all was given up, and nothing has been assigned since
-        self._left_at = 0.0
+        self._assignor = Assignor()
         self._joins_again = bool(instance_id)
         self._kafka_commit_at = self._report_at = self._heard_at = time.monotonic()
         self._consumer = KafkaConsumer(
@@ -90,7 +89,7 @@ class Session(ConsumerRebalanceListener):
             session_timeout_ms=int(session_timeout * 1000),
             heartbeat_interval_ms=int(session_timeout * 1000 / 3.5),
             max_poll_interval_ms=int(GROUP_PATIENCE_S * 1000),
-            partition_assignment_strategy=[CooperativeStickyAssignor()],
+            partition_assignment_strategy=[self._assignor],
             isolation_level="read_committed",
             enable_auto_commit=False,
             auto_offset_reset="none",  # 'earliest' would restart at 0, silently, whenever an offset is out of range
@@ -118,7 +117,6 @@ class Session(ConsumerRebalanceListener):
             self._consumer.pause(partition)
         with self._lock:
             self._fresh |= set(assigned)
-            self._left -= {topic for topic, _ in assigned}
         if assigned:
             log.info("assigned %s", _names(assigned))
         if self._joins_again:
@@ -138,8 +136,6 @@ class Session(ConsumerRebalanceListener):
             self._fresh -= set(partitions)
             for topic, partition in partitions:
                 self._next.pop((topic, partition), None)
-            self._left |= {topic for topic, _ in partitions} - {topic for topic, _ in self._next}
-            self._left_at = time.monotonic()
         if partitions:
             self._writer.drop({(topic, partition) for topic, partition in partitions}, timeout)
             log.info("gave up %s", _names(partitions))
@@ -264,15 +260,15 @@ class Session(ConsumerRebalanceListener):
         if missing := self._missing_topic():
             raise UnknownTopicOrPartitionError(f"topic {missing} is gone, or may no longer be read")
 
-    def _ask_for_what_was_left(self) -> None:
-        """A topic that is deleted and made again in a moment may be given up and never noticed to be back: kafka-python
-        compares what it knew before with what it knows now, and that is the same. The group's leader, a consumer that
-        is alone always, has it shared out again; another one's asking, and where others have it, changes nothing."""
-        with self._lock:
-            if not self._left or time.monotonic() - self._left_at < METADATA_AGE_S:
-                return
-            self._left = set()
-        self._consumer._coordinator.request_rejoin()
+    def _share_out_what_nobody_has(self) -> None:
+        known = [
+            KafkaPartition(topic, partition)
+            for topic in CONTRACTS
+            for partition in self._consumer.partitions_for_topic(topic) or ()
+        ]
+        if left := self._assignor.given_to_nobody(known, for_s=METADATA_AGE_S):
+            log.warning("nobody has %s: sharing out anew", _names(left))
+            self._consumer._coordinator.request_rejoin()
 
     def _missing_topic(self) -> str | None:
         return next((topic for topic in CONTRACTS if not self._consumer.partitions_for_topic(topic)), None)
@@ -325,7 +321,7 @@ class Session(ConsumerRebalanceListener):
             return
         self._report_at = time.monotonic()
         self._require_topics()
-        self._ask_for_what_was_left()
+        self._share_out_what_nobody_has()
         if not self._lag_report.tell(self._offsets()):
             gc.collect()  # kafka-python leaves a socket behind for each connection refused, one a second in an outage
 

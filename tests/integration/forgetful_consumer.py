@@ -12,13 +12,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "streaming"))
 
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-
 import kafka_consumer
+from assignor import Assignor
 from contracts import HOUSEHOLDS
 from membership import Session
 
-assign, run = CooperativeStickyAssignor.assign, Session.run
+assign, run = Assignor.assign, Session.run
 forgets_until = 0.0
 
 
@@ -52,7 +51,7 @@ def wait_until(holds: Any) -> None:
         time.sleep(0.1)
 
 
-CooperativeStickyAssignor.assign = assign_what_is_known  # type: ignore[method-assign]
+Assignor.assign = assign_what_is_known  # type: ignore[method-assign]
 Session.run = run_and_forget  # type: ignore[method-assign]
 sys.argv = ["kafka_consumer.py"]
 sys.exit(kafka_consumer.main())
