@@ -19,6 +19,7 @@ import psycopg2
 from kafka import ConsumerRebalanceListener, KafkaConsumer
 from kafka import TopicPartition as KafkaPartition
 from kafka.errors import (
+    KafkaConnectionError,
     KafkaError,
     LogTruncationError,
     OffsetOutOfRangeError,
@@ -52,6 +53,7 @@ GROUP_PATIENCE_S = 60.0
 METADATA_AGE_S = 10.0  # the default lets partitions that were added wait for up to five minutes
 REPORT_EVERY_S = 5.0
 SILENCE_S = 1.0
+AWAY_S = 0.2
 KAFKA_COMMIT_EVERY_S = 0.5
 
 
@@ -81,7 +83,8 @@ class Session(ConsumerRebalanceListener):
         self._fresh: set[KafkaPartition] = set()  # assigned, paused, and not yet placed by the ledger
         self._assignor = Assignor()
         self._joins_again = bool(instance_id)
-        self._kafka_commit_at = self._report_at = self._heard_at = time.monotonic()
+        self._kafka_commit_at = self._report_at = self._heard_at = self._reached_at = time.monotonic()
+        self._is_away = False
         self._consumer = KafkaConsumer(
             **connection,
             group_id=group,
@@ -160,6 +163,15 @@ class Session(ConsumerRebalanceListener):
                     f"{_names(error.divergent_offsets)}: Kafka has lost records that were read from it. "
                     "To read what it holds now, set CONSUMER_GROUP to a new name; duplicates are absorbed"
                 ) from error
+            except KafkaConnectionError as error:
+                # kafka-python goes on as the same member. To end here would be to join as another one later, and the
+                # group would wait for this one until its session ends
+                if time.monotonic() - self._reached_at > GROUP_PATIENCE_S:
+                    raise
+                if not self._is_away:
+                    log.warning("Kafka is away, waiting: %s", error)
+                self._is_away = True
+                stop.wait(AWAY_S)
             self._commit_to_kafka()
             self._report()
             if self._until_caught_up and self._has_caught_up():
@@ -174,12 +186,17 @@ class Session(ConsumerRebalanceListener):
 
     def _poll(self, timeout_ms: int) -> None:
         polled = self._consumer.poll(timeout_ms=timeout_ms)
+        self._reached_at, self._is_away = time.monotonic(), False
         if polled:
             # After a silence it may be another Kafka that speaks: a broker takes longer than that to be made anew, and
             # the group may not have noticed yet. What was read there must not be counted here.
-            silent, self._heard_at = time.monotonic() - self._heard_at, time.monotonic()
-            if silent > SILENCE_S and cluster_id(self._connection) != self._cluster:
-                raise ClusterChanged(f"cluster {self._cluster} is gone")
+            try:
+                if time.monotonic() - self._heard_at > SILENCE_S:
+                    self._require_same_cluster()
+            except RetriableError:
+                self._read_again(polled)  # it is away again
+                return
+            self._heard_at = time.monotonic()
         count = 0
         oldest = datetime.now(UTC) - self._retention if self._retention else None
         for kafka_partition, records in polled.items():
@@ -196,6 +213,12 @@ class Session(ConsumerRebalanceListener):
         self._writer.close_batch(more_to_come)
         if polled and not more_to_come:
             time.sleep(GATHER_S)
+
+    def _read_again(self, polled: Iterable[KafkaPartition]) -> None:
+        with self._lock:
+            for partition in set(polled) & self._consumer.assignment():
+                if tuple(partition) in self._next:
+                    self._consumer.seek(partition, self._next[tuple(partition)])
 
     def _hand_over(self, topic: str, partition: int, high: int, encoded: Encoded) -> None:
         with self._lock:

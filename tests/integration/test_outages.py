@@ -148,6 +148,9 @@ def test_a_broker_restarted_and_killed_under_load_costs_nothing(
     own_stream.wait_until_consumed(running)
     stop(running)
     own_stream.assert_each_once()
+    # one that ended its membership would be waited for until its session had ended
+    assert "joining anew" not in running.log
+    assert running.log.count(" assigned ") == 1
 
 
 def test_a_consumer_that_must_join_anew_while_the_broker_is_away_waits_for_it(
@@ -163,7 +166,6 @@ def test_a_consumer_that_must_join_anew_while_the_broker_is_away_waits_for_it(
         wait_until(lambda: own_stream.waiting("smart-access-writer"), running)
         own_broker.kill()
         connection.commit()
-    # the fence, or the broker that is gone: whichever the polling thread meets first
     wait_until(lambda: "joining anew" in running.log, running)
     own_stream.execute("UPDATE ingest_offsets SET next_offset = next_offset - 1")
     own_broker.start()
