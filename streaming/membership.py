@@ -53,7 +53,7 @@ GROUP_PATIENCE_S = 60.0
 METADATA_AGE_S = 10.0  # the default lets partitions that were added wait for up to five minutes
 REPORT_EVERY_S = 5.0
 SILENCE_S = 1.0
-AWAY_S = 0.2
+AWAY_S = 0.2  # from a poll that does not reach Kafka to the next
 KAFKA_COMMIT_EVERY_S = 0.5
 
 
