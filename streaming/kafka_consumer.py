@@ -3,7 +3,8 @@
     python streaming/kafka_consumer.py [--help]
 
 Two threads: one polls and decodes (membership.py), one writes (writer.py, sink.py). Positions come from the ledger in
-PostgreSQL, never from Kafka; offsets are committed to Kafka as well, after the fact, for the tools that read lag there.
+PostgreSQL, never from Kafka (positions.py); offsets are committed to Kafka as well, after the fact, for the tools that
+read lag there.
 
 Ctrl+C or SIGTERM: finishes the batch, commits, leaves the group, exits 0. A kill at any instant loses nothing and
 doubles nothing. Exit code 1: the last line says which setting, or which decision, is needed.
@@ -33,7 +34,7 @@ from kafka.errors import (
 import kafka_log
 import pipeline_metrics as metrics
 from kafka_contact import NoContact, first_contact
-from membership import GROUP_PATIENCE_S, ClusterChanged, LogMismatch, Session
+from membership import GROUP_PATIENCE_S, ClusterChanged, Session
 from pipeline_settings import (
     add_kafka_options,
     add_logging_options,
@@ -48,6 +49,7 @@ from pipeline_settings import (
     postgres_parameters,
     set_up_logging,
 )
+from positions import LogMismatch
 from sink import Fenced, Sink, is_outage
 from stop_signals import set_soon
 from topics import cluster_id, ensure_topics

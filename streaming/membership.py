@@ -1,8 +1,8 @@
 """One membership in the consumer group: polls, decodes, and hands what it finds to the writer.
 
 Partitions come and go as the group decides. A new one stays paused until the ledger has said where it goes on; one that
-is taken away is first written up to what has been read. If anything contradicts that (the fence, another cluster), the
-session ends and the caller begins a new one from the ledger.
+is taken away is first written up to what has been read (positions.py). If anything contradicts that (the fence, another
+cluster), the session ends and the caller begins a new one from the ledger.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -26,16 +25,15 @@ from kafka.errors import (
     RetriableError,
     UnknownTopicOrPartitionError,
 )
-from kafka.structs import OffsetAndMetadata
 
 import pipeline_metrics as metrics
 from assignor import Assignor
-from batch import TopicPartition
 from contracts import CONTRACTS
 from lag_report import LagReport
+from positions import LogMismatch, Positions, names
 from record import Record
 from record_decoder import speed_up
-from row_text import Encoded, encode
+from row_text import encode
 from sink import Sink, is_outage
 from topics import cluster_id
 from writer import Status, Writer
@@ -61,26 +59,17 @@ class ClusterChanged(Exception):
     """Kafka has another cluster id than when the session began: it was wiped and made anew."""
 
 
-class LogMismatch(Exception):
-    """Kafka's log and the ledger contradict each other in a way that a person must decide on."""
-
-
 class Session(ConsumerRebalanceListener):
     def __init__(self, connection: dict[str, Any], group: str, instance_id: str, session_timeout: float,
                  accept_gap: bool, until_caught_up: bool, retention_days: int | None, cluster: str, ledger: Sink,
                  writer: Writer, status: Status):  # fmt: skip
         self._connection = connection
-        self._accept_gap = accept_gap
         self._until_caught_up = until_caught_up
         self._retention = timedelta(days=retention_days) if retention_days else None
         self._cluster = cluster
         self._ledger = ledger
         self._writer = writer
         self._status = status
-        self._lock = threading.Lock()  # the group's callbacks come on kafka-python's own thread
-        self._next: dict[TopicPartition, int] = {}  # the first offset of each partition that has not been read yet
-        self._ends: dict[TopicPartition, int] = {}  # where each partition ended when it was placed
-        self._fresh: set[KafkaPartition] = set()  # assigned, paused, and not yet placed by the ledger
         self._assignor = Assignor()
         self._joins_again = bool(instance_id)
         self._kafka_commit_at = self._report_at = self._heard_at = self._reached_at = time.monotonic()
@@ -106,6 +95,7 @@ class Session(ConsumerRebalanceListener):
             metrics_enabled=False,
         )
         self._is_fast = speed_up(self._consumer)
+        self._positions = Positions(self._consumer, writer, ledger, accept_gap)
         self._consumer.subscribe(list(CONTRACTS), listener=self)
         self._lag_report = LagReport(self._consumer, writer)
         # kafka-python may otherwise join before it knows the partitions, assign none of them, and leave it at that
@@ -115,13 +105,7 @@ class Session(ConsumerRebalanceListener):
     # --- called by kafka-python, on its own thread ---
 
     def on_partitions_assigned(self, assigned: list[KafkaPartition]) -> None:
-        for partition in assigned:
-            self._consumer.seek(partition, 0)  # any position: without one, poll would ask Kafka for its own
-            self._consumer.pause(partition)
-        with self._lock:
-            self._fresh |= set(assigned)
-        if assigned:
-            log.info("assigned %s", _names(assigned))
+        self._positions.take(assigned)
         if self._joins_again:
             # A static member is let in without a rebalance. If its predecessor was about to give partitions up, the
             # group waits for it to join once more before it gives them to others: without this, for ever
@@ -129,19 +113,10 @@ class Session(ConsumerRebalanceListener):
             self._consumer._coordinator.request_rejoin()
 
     def on_partitions_revoked(self, revoked: list[KafkaPartition]) -> None:
-        self._give_up(revoked, HANDOVER_TIMEOUT_S)
+        self._positions.give_up(revoked, HANDOVER_TIMEOUT_S)
 
     def on_partitions_lost(self, lost: list[KafkaPartition]) -> None:
-        self._give_up(lost, 0)
-
-    def _give_up(self, partitions: list[KafkaPartition], timeout: float) -> None:
-        with self._lock:
-            self._fresh -= set(partitions)
-            for topic, partition in partitions:
-                self._next.pop((topic, partition), None)
-        if partitions:
-            self._writer.drop({(topic, partition) for topic, partition in partitions}, timeout)
-            log.info("gave up %s", _names(partitions))
+        self._positions.give_up(lost, 0)
 
     # --- the polling thread ---
 
@@ -156,11 +131,11 @@ class Session(ConsumerRebalanceListener):
                 else:
                     self._stay_in_group()
             except OffsetOutOfRangeError as error:
-                self._replace(error.args[0])
+                self._positions.place_anew(error.args[0])
             except LogTruncationError as error:
                 self._require_same_cluster()
                 raise LogMismatch(
-                    f"{_names(error.divergent_offsets)}: Kafka has lost records that were read from it. "
+                    f"{names(error.divergent_offsets)}: Kafka has lost records that were read from it. "
                     "To read what it holds now, set CONSUMER_GROUP to a new name; duplicates are absorbed"
                 ) from error
             except KafkaConnectionError as error:
@@ -174,15 +149,9 @@ class Session(ConsumerRebalanceListener):
                 stop.wait(AWAY_S)
             self._commit_to_kafka()
             self._report()
-            if self._until_caught_up and self._has_caught_up():
+            if self._until_caught_up and self._positions.have_caught_up():
                 log.info("caught up with what Kafka held at the start")
                 stop.set()
-
-    def _has_caught_up(self) -> bool:
-        """Whether all is stored that was there when the partitions were placed."""
-        with self._lock:
-            stored = [self._writer.stored_to.get(partition, -1) >= self._ends[partition] for partition in self._next]
-            return bool(stored) and not self._fresh and all(stored)
 
     def _poll(self, timeout_ms: int) -> None:
         polled = self._consumer.poll(timeout_ms=timeout_ms)
@@ -194,7 +163,7 @@ class Session(ConsumerRebalanceListener):
                 if time.monotonic() - self._heard_at > SILENCE_S:
                     self._require_same_cluster()
             except RetriableError:
-                self._read_again(polled)  # it is away again
+                self._positions.read_again(polled)  # it is away again
                 return
             self._heard_at = time.monotonic()
         count = 0
@@ -206,56 +175,26 @@ class Session(ConsumerRebalanceListener):
                 records = [Record(r.offset, r.timestamp, r.key, r.value, r.headers) for r in records]
             encoded = encode(CONTRACTS[topic], partition, records, oldest)
             metrics.KEY_MISMATCHES.labels(topic).inc(len(encoded.mismatched))
-            self._hand_over(topic, partition, Record(*records[-1]).offset + 1, encoded)
+            self._positions.hand_over(topic, partition, Record(*records[-1]).offset + 1, encoded)
         if not polled:
-            self._pass_gaps()
+            self._positions.pass_gaps()
         more_to_come = count >= MAX_POLL_RECORDS
         self._writer.close_batch(more_to_come)
         if polled and not more_to_come:
             time.sleep(GATHER_S)
 
-    def _read_again(self, polled: Iterable[KafkaPartition]) -> None:
-        with self._lock:
-            for partition in set(polled) & self._consumer.assignment():
-                if tuple(partition) in self._next:
-                    self._consumer.seek(partition, self._next[tuple(partition)])
-
-    def _hand_over(self, topic: str, partition: int, high: int, encoded: Encoded) -> None:
-        with self._lock:
-            low = self._next.get((topic, partition))
-            if low is not None:  # else the partition was taken away while its records were on the way
-                self._writer.add(topic, partition, low, high, encoded)
-                self._next[topic, partition] = high
-
-    def _pass_gaps(self) -> None:
-        """Lets the ledger pass the markers at the end of a transaction, so that an idle partition has no lag."""
-        for topic, partition in list(self._next):
-            kafka_partition = KafkaPartition(topic, partition)
-            if kafka_partition in self._consumer.assignment():
-                position = self._consumer.position(kafka_partition, timeout_ms=100)
-                if position is not None and position > self._next.get((topic, partition), position):
-                    self._hand_over(topic, partition, position, Encoded([], [], [], set()))
-
     def _stay_in_group(self) -> None:
         """While there is no room: a poll that fetches nothing, so that the group does not take us for dead."""
-        assigned = self._consumer.assignment()
-        self._consumer.pause(*assigned)
+        self._consumer.pause(*self._consumer.assignment())
         self._consumer.poll(timeout_ms=0)
-        with self._lock:
-            placed = [KafkaPartition(*partition) for partition in self._next]
-            self._consumer.resume(*set(placed) & self._consumer.assignment())
+        self._positions.resume()
 
     def _place_fresh(self) -> None:
-        """Takes newly assigned partitions to where the ledger says that they go on."""
-        with self._lock:
-            fresh = sorted(self._fresh)
-        if not fresh:
+        if not self._positions.has_fresh():
             return
         try:
             self._require_same_cluster()
-            begin = self._consumer.beginning_offsets(fresh)
-            end = self._consumer.end_offsets(fresh)
-            ledger = self._ledger.positions({tuple(partition): begin[partition] for partition in fresh})
+            self._positions.place_fresh()
         except psycopg2.Error as error:
             self._ledger.close()
             if not is_outage(error):
@@ -263,16 +202,10 @@ class Session(ConsumerRebalanceListener):
             if self._status.state != "backing_off":
                 log.warning("PostgreSQL is down, backing off: %s", str(error).strip().splitlines()[0])
                 self._status.set("backing_off", "PostgreSQL is down, backing off")
-            return
-        except (RetriableError, KeyError) as error:  # KeyError: kafka-python knows no leader yet of one just added
+        except RetriableError as error:
             log.warning("Kafka does not tell the partitions' bounds, trying again: %r", error)
-            return
-        with self._lock:
-            for partition in fresh:
-                if partition in self._fresh and partition in self._consumer.assignment():
-                    self._place(partition, ledger[tuple(partition)], begin[partition], end[partition])
-            self._fresh -= set(fresh)
-        self._status.set("running")
+        else:
+            self._status.set("running")
 
     def _require_same_cluster(self) -> None:
         if cluster_id(self._connection) != self._cluster:
@@ -290,54 +223,19 @@ class Session(ConsumerRebalanceListener):
             for partition in self._consumer.partitions_for_topic(topic) or ()
         ]
         if left := self._assignor.given_to_nobody(known, for_s=METADATA_AGE_S):
-            log.warning("nobody has %s: sharing out anew", _names(left))
+            log.warning("nobody has %s: sharing out anew", names(left))
             self._consumer._coordinator.request_rejoin()
 
     def _missing_topic(self) -> str | None:
         return next((topic for topic in CONTRACTS if not self._consumer.partitions_for_topic(topic)), None)
 
-    def _place(self, partition: KafkaPartition, at: int, begin: int, end: int) -> None:
-        name = f"{partition.topic}[{partition.partition}]"
-        if at > end:
-            raise LogMismatch(
-                f"{name}: the ledger is at offset {at}, but Kafka's log ends at {end}: the topic was made anew or cut "
-                "short. To read what it holds now, set CONSUMER_GROUP to a new name; duplicates are absorbed"
-            )
-        if at < begin:
-            lost = f"{name}: offsets {at} to {begin - 1} ({begin - at} records) were deleted by Kafka before being read"
-            if not self._accept_gap:
-                raise LogMismatch(f"{lost}. To go on without them, start with --accept-gap: the ledger records the gap")
-            log.error("%s: accepted, recorded in the ledger as a gap", lost)
-            metrics.GAPS.labels(partition.topic).inc(begin - at)
-            self._writer.add(partition.topic, partition.partition, at, begin, Encoded([], [], [], set()))
-        at = max(at, begin)
-        self._next[tuple(partition)] = at
-        self._ends[tuple(partition)] = end
-        self._writer.stored_to[tuple(partition)] = at
-        self._consumer.seek(partition, at)
-        self._consumer.resume(partition)
-
-    def _replace(self, out_of_range: dict[KafkaPartition, int]) -> None:
-        """Has partitions whose offset Kafka does not have placed again: by then what was read of them is stored."""
-        self._writer.flush(timeout=30)
-        with self._lock:
-            for partition in out_of_range:
-                self._consumer.pause(partition)
-                self._next.pop(tuple(partition), None)
-                self._fresh.add(partition)
-
     def _commit_to_kafka(self) -> None:
         """For lag tools only; nothing here reads it, so a failure is of no consequence and is not waited for."""
         if time.monotonic() - self._kafka_commit_at >= KAFKA_COMMIT_EVERY_S:
             self._kafka_commit_at = time.monotonic()
-            offsets = self._offsets()
+            offsets = self._positions.stored()
             if offsets:
                 self._consumer.commit_async(offsets)
-
-    def _offsets(self) -> dict[KafkaPartition, OffsetAndMetadata]:
-        with self._lock:
-            stored = {tp: self._writer.stored_to[tp] for tp in self._next if tp in self._writer.stored_to}
-        return {KafkaPartition(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in stored.items()}
 
     def _report(self) -> None:
         if time.monotonic() - self._report_at < REPORT_EVERY_S:
@@ -345,20 +243,13 @@ class Session(ConsumerRebalanceListener):
         self._report_at = time.monotonic()
         self._require_topics()
         self._share_out_what_nobody_has()
-        if not self._lag_report.tell(self._offsets()):
+        if not self._lag_report.tell(self._positions.stored()):
             gc.collect()  # kafka-python leaves a socket behind for each connection refused, one a second in an outage
 
     def close(self) -> None:
         """Leaves the group. What was not written before is left to the next owner."""
         try:
-            self._consumer.commit(self._offsets(), timeout_ms=5000)
+            self._consumer.commit(self._positions.stored(), timeout_ms=5000)
         except KafkaError as error:
             log.warning("could not tell Kafka the offsets (the ledger has them): %s", error)
         self._consumer.close(autocommit=False, timeout_ms=5000)
-
-
-def _names(partitions: Iterable[KafkaPartition]) -> str:
-    by_topic: dict[str, list[int]] = {}
-    for topic, partition in sorted(partitions):
-        by_topic.setdefault(topic, []).append(partition)
-    return ", ".join(f"{topic}{numbers}" for topic, numbers in by_topic.items())

@@ -143,7 +143,9 @@ class Launcher:
         self._folder = folder
         self.started: list[Consumer] = []
 
-    def __call__(self, stream: Pipeline, *arguments: str, **settings: str) -> Consumer:
+    def __call__(
+        self, stream: Pipeline, *arguments: str, script: str = "streaming/kafka_consumer.py", **settings: str
+    ) -> Consumer:
         log = self._folder / f"launched-{len(self.started)}.log"
         environment = {
             **os.environ,
@@ -153,7 +155,7 @@ class Launcher:
             "SESSION_TIMEOUT": "6",
             **settings,
         }
-        command = [sys.executable, "streaming/kafka_consumer.py", *arguments]
+        command = [sys.executable, script, *arguments]
         with log.open("w", encoding="utf-8") as output:
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output, text=True)
         self.started.append(Consumer(process, log))

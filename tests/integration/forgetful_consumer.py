@@ -35,11 +35,11 @@ def run_and_forget(self: Session, stop: threading.Event) -> None:
 
 def forget(session: Session, stop: threading.Event) -> None:
     global forgets_until
-    wait_until(lambda: len(session._next) > 6)
+    wait_until(lambda: len(session._positions._next) > 6)
     forgets_until = time.monotonic() + 5
     session._consumer._coordinator.request_rejoin()
-    wait_until(lambda: len(session._next) == 6)
-    wait_until(lambda: len(session._next) > 6)
+    wait_until(lambda: len(session._positions._next) == 6)
+    wait_until(lambda: len(session._positions._next) > 6)
     stop.set()
 
 

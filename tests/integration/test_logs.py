@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from kafka.admin import KafkaAdminClient
 from running_consumer import PARTITIONS, Consumer
 
 from contracts import EVENTS
+from membership import SILENCE_S
 from topics import ensure_topics
 
 if TYPE_CHECKING:
@@ -95,6 +97,19 @@ def test_a_kafka_that_was_wiped_and_made_anew_is_read_from_its_beginning(
 def by_cluster(stream: Stream) -> dict[str, tuple[Any, ...]]:
     """Stored, duplicates, dead, gaps and whether it balances, of the events' ledger."""
     return {cluster: tuple(counts) for cluster, *counts in stream.rows(BY_CLUSTER, stream.group)}
+
+
+def test_what_was_read_of_a_kafka_that_then_does_not_say_which_it_is_is_read_again(
+    stream: Stream, launch: Launcher
+) -> None:
+    running = launch(stream, script="tests/integration/unanswered_consumer.py")
+    wait_until(lambda: " assigned " in running.log, running)
+    time.sleep(2 * SILENCE_S)  # so that it asks when it reads again
+    stream.send_events(600)
+    stream.wait_until_consumed(running)
+    stop(running)
+    assert "unanswered" in running.log
+    stream.assert_each_once()
 
 
 def test_what_retention_deleted_unread_stops_the_consumer_until_the_gap_is_accepted(
