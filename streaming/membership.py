@@ -96,6 +96,7 @@ class Session(ConsumerRebalanceListener):
         )
         self._is_fast = speed_up(self._consumer)
         self._positions = Positions(self._consumer, writer, ledger, accept_gap)
+        self._consumer._cluster.add_listener(self._on_metadata)
         self._consumer.subscribe(list(CONTRACTS), listener=self)
         self._lag_report = LagReport(self._consumer, writer)
         # kafka-python may otherwise join before it knows the partitions, assign none of them, and leave it at that
@@ -103,6 +104,9 @@ class Session(ConsumerRebalanceListener):
             raise LogMismatch(f"topic {missing} is missing, or this user may not read it")
 
     # --- called by kafka-python, on its own thread ---
+
+    def _on_metadata(self, cluster: object) -> None:
+        self._reached_at, self._is_away = time.monotonic(), False
 
     def on_partitions_assigned(self, assigned: list[KafkaPartition]) -> None:
         self._positions.take(assigned)
@@ -141,8 +145,6 @@ class Session(ConsumerRebalanceListener):
             except KafkaConnectionError as error:
                 # kafka-python goes on as the same member. To end here would be to join as another one later, and the
                 # group would wait for this one until its session ends
-                if time.monotonic() - self._reached_at > GROUP_PATIENCE_S:
-                    raise
                 if not self._is_away:
                     log.warning("Kafka is away, waiting: %s", error)
                 self._is_away = True
@@ -155,7 +157,6 @@ class Session(ConsumerRebalanceListener):
 
     def _poll(self, timeout_ms: int) -> None:
         polled = self._consumer.poll(timeout_ms=timeout_ms)
-        self._reached_at, self._is_away = time.monotonic(), False
         if polled:
             # After a silence it may be another Kafka that speaks: a broker takes longer than that to be made anew, and
             # the group may not have noticed yet. What was read there must not be counted here.
@@ -211,6 +212,11 @@ class Session(ConsumerRebalanceListener):
         if cluster_id(self._connection) != self._cluster:
             raise ClusterChanged(f"cluster {self._cluster} is gone")
 
+    def _require_kafka(self) -> None:
+        """A broker that is back at another address is found only by asking KAFKA_BOOTSTRAP_SERVERS anew."""
+        if time.monotonic() - self._reached_at > GROUP_PATIENCE_S:
+            raise KafkaConnectionError(f"no answer for {GROUP_PATIENCE_S:.0f} s")
+
     def _require_topics(self) -> None:
         """A topic that is deleted is given up by the group in silence."""
         if missing := self._missing_topic():
@@ -241,6 +247,7 @@ class Session(ConsumerRebalanceListener):
         if time.monotonic() - self._report_at < REPORT_EVERY_S:
             return
         self._report_at = time.monotonic()
+        self._require_kafka()
         self._require_topics()
         self._share_out_what_nobody_has()
         if not self._lag_report.tell(self._positions.stored()):

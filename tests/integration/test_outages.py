@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,3 +172,35 @@ def test_a_consumer_that_must_join_anew_while_the_broker_is_away_waits_for_it(
     own_stream.wait_until_consumed(running)
     stop(running)
     own_stream.assert_each_once()
+
+
+@pytest.mark.slow
+def test_a_broker_that_is_back_at_another_address_is_found_within_two_minutes(
+    make_broker: Callable[..., KafkaBroker], database: dict[str, str], tmp_path: Path, launch: Launcher
+) -> None:
+    """Where to begin is still the same; where to go on, by what the broker tells, is not."""
+    begin, controller, internal, first, second = (free_port() for _ in range(5))
+    settings = {
+        "listener.security.protocol.map": "CLIENT:PLAINTEXT,ON:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT"
+    }
+
+    def move(port: int) -> None:
+        told = f"ON://127.0.0.1:{port},INTERNAL://127.0.0.1:{internal}"
+        settings["advertised.listeners"] = f"CLIENT://127.0.0.1:{port},{told}"
+        settings["listeners"] = f"CLIENT://127.0.0.1:{begin},{told},CONTROLLER://127.0.0.1:{controller}"
+
+    move(first)
+    broker = make_broker(settings=settings, port=begin, controller_port=controller)
+    with closing(Stream(broker, database, tmp_path)) as stream:
+        running = launch(stream)
+        stream.send_events(600)
+        stream.wait_until_consumed(running)
+    broker.stop()
+    move(second)
+    broker.start()
+    with closing(Stream(broker, database, tmp_path)) as moved:
+        moved.group, moved.sent = stream.group, stream.sent
+        moved.send_events(600)
+        moved.wait_until_consumed(running, timeout=120)
+        stop(running)
+        moved.assert_each_once()
