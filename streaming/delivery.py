@@ -178,6 +178,10 @@ class Delivery:
             log.warning("%d records wait for Kafka: it is away or too slow; sending pauses", self.in_flight)
         return not self._is_full
 
+    def look_for_brokers(self) -> None:
+        """Asks KAFKA_BOOTSTRAP_SERVERS anew: kafka-python only ever looks where its brokers were."""
+        self._producer._sender._client._manager.bootstrap_async()
+
     def summary(self, seconds: float) -> dict[str, Any]:
         """What became of the records, in all and by topic; `failed` is whatever was not acknowledged."""
         p99 = self.p99()

@@ -66,5 +66,6 @@ class Clock:
                 PROGRESS_EVERY,
                 delivery.in_flight,
             )
+            delivery.look_for_brokers()
         self._progress_settled = settled
         delivery.publish()
