@@ -52,7 +52,6 @@ METADATA_AGE_S = 10.0  # the default lets partitions that were added wait for up
 REPORT_EVERY_S = 5.0
 SILENCE_S = 1.0
 AWAY_S = 0.2  # from a poll that does not reach Kafka to the next
-KAFKA_COMMIT_EVERY_S = 0.5
 
 
 class ClusterChanged(Exception):
@@ -72,7 +71,7 @@ class Session(ConsumerRebalanceListener):
         self._status = status
         self._assignor = Assignor()
         self._joins_again = bool(instance_id)
-        self._kafka_commit_at = self._report_at = self._heard_at = self._reached_at = time.monotonic()
+        self._report_at = self._heard_at = self._reached_at = time.monotonic()
         self._is_away = False
         self._consumer = KafkaConsumer(
             **connection,
@@ -149,7 +148,6 @@ class Session(ConsumerRebalanceListener):
                     log.warning("Kafka is away, waiting: %s", error)
                 self._is_away = True
                 stop.wait(AWAY_S)
-            self._commit_to_kafka()
             self._report()
             if self._until_caught_up and self._positions.have_caught_up():
                 log.info("caught up with what Kafka held at the start")
@@ -235,14 +233,6 @@ class Session(ConsumerRebalanceListener):
     def _missing_topic(self) -> str | None:
         return next((topic for topic in CONTRACTS if not self._consumer.partitions_for_topic(topic)), None)
 
-    def _commit_to_kafka(self) -> None:
-        """For lag tools only; nothing here reads it, so a failure is of no consequence and is not waited for."""
-        if time.monotonic() - self._kafka_commit_at >= KAFKA_COMMIT_EVERY_S:
-            self._kafka_commit_at = time.monotonic()
-            offsets = self._positions.stored()
-            if offsets:
-                self._consumer.commit_async(offsets)
-
     def _report(self) -> None:
         if time.monotonic() - self._report_at < REPORT_EVERY_S:
             return
@@ -250,7 +240,12 @@ class Session(ConsumerRebalanceListener):
         self._require_kafka()
         self._require_topics()
         self._share_out_what_nobody_has()
-        if not self._lag_report.tell(self._positions.stored()):
+        stored = self._positions.stored()
+        if stored:
+            # For lag tools only; nothing here reads it, so a failure is of no consequence and is not waited for. As
+            # often as Kafka's own clients do it: after a crash the coordinator reads all of it before it answers
+            self._consumer.commit_async(stored)
+        if not self._lag_report.tell(stored):
             gc.collect()  # kafka-python leaves a socket behind for each connection refused, one a second in an outage
 
     def close(self) -> None:

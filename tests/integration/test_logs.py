@@ -36,6 +36,24 @@ def admin(stream: Stream) -> Iterator[KafkaAdminClient]:
         yield client
 
 
+def test_lag_tools_find_in_kafka_what_is_stored(stream: Stream, launch: Launcher) -> None:
+    running = launch(stream)
+    with admin(stream) as client:
+        for _ in range(2):  # while it runs
+            stream.send_events(600)
+            stream.wait_until_consumed(running)
+            wait_until(lambda: committed(client, stream) == stream.ends(), running)
+        stream.send_events(60)
+        stream.wait_until_consumed(running)
+        stop(running)
+        assert committed(client, stream) == stream.ends()
+
+
+def committed(client: KafkaAdminClient, stream: Stream) -> dict[tuple[str, int], int]:
+    found = client.list_group_offsets(stream.group)[stream.group]
+    return {(place.topic, place.partition): at.offset for place, at in found.items()}
+
+
 def expire_everything(stream: Stream) -> None:
     """What retention does: events sent so far are deleted by Kafka."""
     everything = {TopicPartition(EVENTS.topic, partition): -1 for partition in range(PARTITIONS)}
