@@ -204,4 +204,5 @@ def test_a_broker_that_is_back_at_another_address_is_found_by_both_scripts(
     assert sent == acknowledged
     stream.wait_until_consumed(consumer)
     stop(consumer)
+    assert 1 <= consumer.log.count("Kafka is away") <= 2  # once, and again if it answered in between
     assert sum(topic["consumed"] for topic in stream.ledger().values()) == int(acknowledged)
