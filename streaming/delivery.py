@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from kafka import KafkaProducer, TopicPartition
-from kafka.errors import AuthorizationError, KafkaError
+from kafka.errors import AuthorizationError, KafkaError, KafkaTimeoutError
 from kafka.partitioner import murmur2
 
 import pipeline_metrics as metrics
@@ -54,8 +54,8 @@ class Tally:
         if error is None:
             self.acknowledged += records
         else:
+            self.error = error  # first: who sees that something failed asks why
             self.failed += records
-            self.error = error
 
     def publish(self) -> None:
         """Brings the metrics up to date; per record it would be a lock too many."""
@@ -159,20 +159,26 @@ class Delivery:
         return latencies[int(0.99 * (len(latencies) - 1))] if latencies else float("nan")
 
     def look_after(self) -> None:
-        """To be called often: commits what is due.
+        """To be called often: commits what is due, once all of it has been acknowledged.
 
         Raises AuthorizationError when a right was taken from us meanwhile: to go on would only fail record by record.
+        Raises the error of a record that failed in a transaction.
         """
         for tally in self.tallies.values():
             if isinstance(tally.error, AuthorizationError):
                 raise tally.error
-        if self._in_transaction:
-            age = time.monotonic() - self._transaction_since
-            if age >= 1 or self._in_transaction >= MAX_TRANSACTION:
-                self._commit()
+        if self._commit_is_due() and (self.failed or not self.in_flight):
+            self._commit()
+
+    def _commit_is_due(self) -> bool:
+        full = self._in_transaction >= MAX_TRANSACTION
+        return full or (self._in_transaction > 0 and time.monotonic() - self._transaction_since >= 1)
 
     def has_room(self) -> bool:
-        """False from MAX_IN_FLIGHT records on, until half of them have been acknowledged."""
+        """False from MAX_IN_FLIGHT records on, until half of them have been acknowledged, and while a transaction is to
+        be committed."""
+        if self._commit_is_due():
+            return False
         was_full, self._is_full = self._is_full, self.in_flight >= MAX_IN_FLIGHT // (2 if self._is_full else 1)
         if self._is_full and not was_full:
             log.warning("%d records wait for Kafka: it is away or too slow; sending pauses", self.in_flight)
@@ -207,6 +213,14 @@ class Delivery:
             tally.publish()
 
     def _commit(self) -> None:
+        """Only to be called with nothing in flight, unless something failed: then that error is raised.
+
+        kafka-python 3.0.12 begins a new epoch after some failures (fenced is one), upon which Kafka aborts the
+        transaction; of a commit that waits meanwhile kafka-python says that it was done.
+        """
+        for tally in self.tallies.values():
+            if tally.error:
+                raise tally.error
         self._producer.commit_transaction()
         self._in_transaction = 0
         for tally in self.tallies.values():
@@ -214,17 +228,19 @@ class Delivery:
 
     def finish(self) -> None:
         """Waits for what is on its way and commits it. Raises KafkaError when that cannot be done."""
+        self._producer.flush(timeout=FINISH_TIMEOUT)
         if self._in_transaction:
             self._commit()
-        self._producer.flush(timeout=FINISH_TIMEOUT)
 
-    def abort(self) -> None:
-        """After a failure: what the open transaction holds is withdrawn, if Kafka still takes that from us."""
+    def abort(self, error: KafkaError) -> None:
+        """After this failure: what the open transaction holds is withdrawn, if Kafka still takes that from us."""
         if self._in_transaction:
             try:
+                if isinstance(error, KafkaTimeoutError):
+                    raise error  # there is nobody to ask, and kafka-python would wait for ever
                 self._producer.abort_transaction()
-            except KafkaError as error:
-                log.error("the transaction was not aborted either (Kafka will, in a minute): %r", error)
+            except KafkaError as reason:
+                log.error("the transaction was not aborted either (Kafka will, in a minute): %r", reason)
 
     def close(self) -> None:
         left = self.in_flight

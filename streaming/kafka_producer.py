@@ -197,7 +197,7 @@ def produce(args: argparse.Namespace, delivery: Delivery, stop: threading.Event,
         done = True
     except KafkaError as error:
         log.error("sending stopped: %r", error)
-        delivery.abort()
+        delivery.abort(error)
     except KeyboardInterrupt:
         log.error("interrupted twice: %d records were still on their way", delivery.in_flight)
     delivery.close()

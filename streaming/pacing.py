@@ -38,6 +38,7 @@ class Clock:
         self._delivery.look_after()
         self._report(due)
         while not self._delivery.has_room() and not self._stop.wait(0.01):
+            self._delivery.look_after()
             self._report(due)
 
     def _report(self, due: float) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections import Counter
@@ -18,11 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import ConcurrentTransactionsError, InvalidProducerEpochError, KafkaTimeoutError
+from kafka.producer.transaction_manager import InitProducerIdHandler
 
+import delivery
 import kafka_contact
 from contracts import CONTRACTS, InvalidRecord
+from delivery import Delivery
 from local_servers import free_port
+from topics import ensure_topics
 
 if TYPE_CHECKING:
     from local_servers.kafka_broker import KafkaBroker
@@ -233,6 +239,79 @@ def test_a_fenced_producer_counts_only_what_it_committed(kafka: KafkaBroker) -> 
     assert counts[0] < earlier["topics"][EVENTS]["sent"]
     found = ids(read(kafka, since=before))
     assert sum(counts) == len(found) == sum(found.values())
+
+
+@contextmanager
+def transaction(broker: KafkaBroker, name: str) -> Iterator[Delivery]:
+    """Has committed 20 events; 20 more are acknowledged, in a transaction that is open and due to be committed."""
+    ensure_topics(broker.admin_connection(), 6, 1)
+    producing = Delivery({"bootstrap_servers": broker.bootstrap_servers}, name, {})
+    send_events(producing, 20)
+    producing.finish()
+    send_events(producing, 20)
+    while producing.in_flight:
+        time.sleep(0.01)
+    time.sleep(max(0, producing._transaction_since + 1 - time.monotonic()))
+    yield producing
+    producing.close()
+
+
+def send_events(producing: Delivery, count: int) -> None:
+    for number in range(count):
+        producing.send(EVENTS, b"device-%d" % number, b"{}")
+
+
+def look_after(producing: Delivery) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        producing.look_after()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("goes_on", [look_after, Delivery.finish])
+def test_what_kafka_aborted_is_not_counted_as_committed(
+    kafka: KafkaBroker, monkeypatch: pytest.MonkeyPatch, goes_on: Callable[[Delivery], None]
+) -> None:
+    """A second producer of a name has Kafka abort what the first has open, and asks again; until then, for a tenth of
+    a second, Kafka lets the first begin a new epoch. The second is held there."""
+    before, name = offsets(kafka), f"test-aborted-{goes_on.__name__}"
+    answer, aborted, go_on = InitProducerIdHandler.handle_response, threading.Event(), threading.Event()
+
+    def hold(handler: InitProducerIdHandler, response: Any) -> None:
+        if threading.current_thread() is second._sender and response.error_code == ConcurrentTransactionsError.errno:
+            aborted.set()
+            go_on.wait()
+        answer(handler, response)
+
+    with transaction(kafka, name) as first, ThreadPoolExecutor(1) as background:
+        second = KafkaProducer(bootstrap_servers=kafka.bootstrap_servers, transactional_id=name)
+        monkeypatch.setattr(InitProducerIdHandler, "handle_response", hold)
+        begun = background.submit(second.init_transactions)
+        try:
+            assert aborted.wait(30)
+            send_events(first, 10)
+            with pytest.raises(InvalidProducerEpochError):
+                goes_on(first)
+        finally:
+            go_on.set()
+        begun.result()
+        second.close()
+    assert first.acknowledged == len(read(kafka, since=before)) == 20
+
+
+def test_a_transaction_is_left_to_a_kafka_that_does_not_answer(
+    make_broker: Callable[..., KafkaBroker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "FINISH_TIMEOUT", 0.5)
+    broker = make_broker()
+    with transaction(broker, "test-left") as left:
+        broker.pause()
+        send_events(left, 10)
+        with pytest.raises(KafkaTimeoutError) as raised:
+            left.finish()
+        left.abort(raised.value)
+    broker.resume()
+    assert left.acknowledged == 20
 
 
 def test_metrics_agree_with_the_summary(kafka: KafkaBroker, tmp_path: Path) -> None:
