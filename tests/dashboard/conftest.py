@@ -30,7 +30,8 @@ def fleet(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) ->
         connection.autocommit = False
         pipeline_settings.apply_schema(connection)
         connection.autocommit = True
-        fill(connection, start)
+        # a morning after which nothing but the three in trouble stays open, silent or fails in a burst
+        fill(connection, start, simulated_from=datetime(2026, 11, 24, 10, tzinfo=UTC))
     environment = {**postgres.environment(name), "HEALTH_CHECK_INTERVAL": str(HEALTH_INTERVAL)}
     run_dbt(environment, tmp_path_factory.mktemp("dbt"))
     until = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)

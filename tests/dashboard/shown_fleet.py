@@ -108,10 +108,23 @@ class Fleet(NamedTuple):
         return {"range": "custom", "from": f"{self.since:%Y-%m-%dT%H:%M}", "to": f"{self.until:%Y-%m-%dT%H:%M}"}
 
 
-def fill(connection: Any, start: datetime) -> None:
-    """Three days of 24 devices from `start` on, and three devices in trouble."""
-    store(connection, Simulator(8, 3, 0.1, HEALTH_INTERVAL, "realistic", seed=5, start=start), start, 3 * 86_400)
+MOVE = """
+UPDATE raw_households SET updated_at = updated_at + %(by)s, ingested_at = ingested_at + %(by)s;
+UPDATE raw_devices SET updated_at = updated_at + %(by)s, ingested_at = ingested_at + %(by)s;
+UPDATE raw_device_health SET reported_at = reported_at + %(by)s, ingested_at = ingested_at + %(by)s;
+UPDATE raw_access_events SET event_ts = event_ts + %(by)s, ingested_at = ingested_at + %(by)s;
+"""
+
+
+def fill(connection: Any, start: datetime, simulated_from: datetime | None = None) -> None:
+    """Three days of 24 devices from `start` on, and three devices in trouble.
+
+    What happens depends on the hours of the day; with `simulated_from` it is what happens from that moment on.
+    """
+    begin = simulated_from or start
+    store(connection, Simulator(8, 3, 0.1, HEALTH_INTERVAL, "realistic", seed=5, start=begin), begin, 3 * 86_400)
     with connection.cursor() as cursor:
+        cursor.execute(MOVE, {"by": start - begin})
         cursor.execute(TROUBLE)
 
 
