@@ -245,15 +245,14 @@ def test_a_fenced_producer_counts_only_what_it_committed(kafka: KafkaBroker) -> 
 def transaction(broker: KafkaBroker, name: str) -> Iterator[Delivery]:
     """Has committed 20 events; 20 more are acknowledged, in a transaction that is open and due to be committed."""
     ensure_topics(broker.admin_connection(), 6, 1)
-    producing = Delivery({"bootstrap_servers": broker.bootstrap_servers}, name, {})
-    send_events(producing, 20)
-    producing.finish()
-    send_events(producing, 20)
-    while producing.in_flight:
-        time.sleep(0.01)
-    time.sleep(max(0, producing._transaction_since + 1 - time.monotonic()))
-    yield producing
-    producing.close()
+    with closing(Delivery({"bootstrap_servers": broker.bootstrap_servers}, name, {})) as producing:
+        send_events(producing, 20)
+        producing.finish()
+        send_events(producing, 20)
+        while producing.in_flight:
+            time.sleep(0.01)
+        time.sleep(max(0, producing._transaction_since + 1 - time.monotonic()))
+        yield producing
 
 
 def send_events(producing: Delivery, count: int) -> None:
@@ -310,7 +309,9 @@ def test_a_transaction_is_left_to_a_kafka_that_does_not_answer(
         with pytest.raises(KafkaTimeoutError) as raised:
             left.finish()
         left.abort(raised.value)
-    broker.resume()
+        broker.resume()
+        while left.in_flight:  # or kafka-python's thread would outlive the test
+            time.sleep(0.01)
     assert left.acknowledged == 20
 
 
