@@ -56,8 +56,8 @@ def ended(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
     return json.loads(out), err
 
 
-def offsets(broker: KafkaBroker, topic: str = EVENTS) -> dict[TopicPartition, int]:
-    with closing(KafkaConsumer(bootstrap_servers=broker.bootstrap_servers)) as consumer:
+def offsets(broker: KafkaBroker, topic: str = EVENTS, **options: Any) -> dict[TopicPartition, int]:
+    with closing(KafkaConsumer(bootstrap_servers=broker.bootstrap_servers, **options)) as consumer:
         partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
         return dict(consumer.end_offsets(partitions)) if partitions else {}
 
@@ -288,6 +288,8 @@ def test_what_kafka_aborted_is_not_counted_as_committed(
         begun = background.submit(second.init_transactions)
         try:
             assert aborted.wait(30)
+            while offsets(kafka, isolation_level="read_committed") != offsets(kafka):  # no transaction is open
+                time.sleep(0.01)
             send_events(first, 10)
             with pytest.raises(InvalidProducerEpochError):
                 goes_on(first)
@@ -301,9 +303,9 @@ def test_what_kafka_aborted_is_not_counted_as_committed(
 def test_a_transaction_is_left_to_a_kafka_that_does_not_answer(
     make_broker: Callable[..., KafkaBroker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "FINISH_TIMEOUT", 0.5)
     broker = make_broker()
     with transaction(broker, "test-left") as left:
+        monkeypatch.setattr(delivery, "FINISH_TIMEOUT", 0.5)
         broker.pause()
         send_events(left, 10)
         with pytest.raises(KafkaTimeoutError) as raised:
