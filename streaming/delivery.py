@@ -228,7 +228,12 @@ class Delivery:
 
     def finish(self) -> None:
         """Waits for what is on its way and commits it. Raises KafkaError when that cannot be done."""
-        self._producer.flush(timeout=FINISH_TIMEOUT)
+        give_up_at = time.monotonic() + FINISH_TIMEOUT
+        # After a failure kafka-python may hold the rest of a transaction for good
+        while self.in_flight and not (self._in_transaction and self.failed):
+            if time.monotonic() > give_up_at:
+                raise KafkaTimeoutError(f"{self.in_flight} records not acknowledged in {FINISH_TIMEOUT:.0f} s")
+            time.sleep(0.01)
         if self._in_transaction:
             self._commit()
 
