@@ -235,6 +235,7 @@ def test_a_fenced_producer_counts_only_what_it_committed(kafka: KafkaBroker) -> 
     assert second.returncode == 0
     assert first.returncode == 1, err
     assert "sending stopped" in err
+    assert "has another producer --transactional-id test-fence" in err
     counts = [summary["topics"][EVENTS]["acknowledged"] for summary in (earlier, later)]
     assert counts[0] < earlier["topics"][EVENTS]["sent"]
     found = ids(read(kafka, since=before))
