@@ -16,7 +16,7 @@ _YES = "yes"
 
 
 def begin() -> None:
-    """To be called first in every run: gives the widgets what `go` said, before they are shown."""
+    """To be called first in every run: gives the widgets what `choose` or `go` said, before they are shown."""
     st.session_state["in_url"] = {}
     st.session_state.update(st.session_state.pop("next", {}))
 
@@ -71,9 +71,18 @@ def _written(value: Any) -> list[str]:
     return [value.isoformat(timespec="minutes") if isinstance(value, datetime) else str(value)]
 
 
+def choose(**choices: Any) -> None:
+    """In a callback: the widgets of these keys have these values from the next run of the page on.
+
+    Not at once: it may be a fragment's timer that brings the news of a click. The run of the page comes after it, and
+    takes for the widgets what the browser says of them, which does not know better yet.
+    """
+    st.session_state["next"] = st.session_state.get("next", {}) | choices
+
+
 def go(page: str | None = None, **choices: Any) -> None:
     """Shows another page, or this one anew, with these values in the widgets of these keys."""
-    st.session_state["next"] = choices
+    choose(**choices)
     if page:
         st.switch_page(page)
     st.rerun()

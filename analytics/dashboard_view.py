@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 import streamlit as st
 
-from dashboard_url import in_url, moment_in_url
+from dashboard_url import choose, in_url, moment_in_url
 
 LENGTHS = {"1h": timedelta(hours=1), "24h": timedelta(days=1), "7d": timedelta(days=7), "30d": timedelta(days=30)}
 CUSTOM = "custom"
@@ -170,15 +170,13 @@ def _naive(at: datetime) -> datetime:
 
 
 def clear_filters() -> None:
-    for kind in FILTERS:
-        st.session_state[kind] = []
+    choose(**{kind: [] for kind in FILTERS})
 
 
 def narrow_to(**filters: str) -> None:
-    """Sets filters as if the viewer had. To be called before the controls are shown: in a callback."""
-    for kind, value in filters.items():
-        st.session_state[kind] = [value]
+    """Sets filters as if the viewer had. To be called in a callback."""
+    choose(**{kind: [value] for kind, value in filters.items()})
 
 
 def narrow_range(since: datetime, until: datetime) -> None:
-    st.session_state.update({"range": CUSTOM, "from": _naive(since), "to": _naive(until)})
+    choose(**{"range": CUSTOM, "from": _naive(since), "to": _naive(until)})

@@ -11,7 +11,7 @@ import streamlit as st
 import dashboard_parts as parts
 import dashboard_words as words
 from dashboard_parts import SMALL_SAMPLE, stored
-from dashboard_url import go, in_url
+from dashboard_url import choose, go, in_url
 from dashboard_view import View, narrow_to
 
 # The period, and the one of the same length before it.
@@ -179,7 +179,7 @@ def show_triggers(view: View) -> None:
     ).properties(height=alt.Step(22))  # fmt: skip
     parts.on_click(
         chart, ["trigger_source", "event_type"], "by trigger", "Share of the events by trigger and type",
-        lambda mark: st.session_state.update(trigger=mark["trigger_source"], event=mark["event_type"]),
+        lambda mark: choose(trigger=mark["trigger_source"], event=mark["event_type"]),
     )  # fmt: skip
     parts.show_table(
         found, "triggers", "", lambda row: go(trigger=row.trigger_source, event=row.event_type),

@@ -10,7 +10,7 @@ import streamlit as st
 
 import dashboard_parts as parts
 from dashboard_parts import stored
-from dashboard_url import in_url
+from dashboard_url import choose, in_url
 from dashboard_view import View
 from dashboard_words import RULES, evidence_in_words
 
@@ -125,7 +125,7 @@ def show_counts(counts: pd.DataFrame) -> None:
 
     def filter_by(mark: dict[str, Any]) -> None:
         rule = next((rule for rule, name in RULES.items() if name == mark["name"]), None)
-        st.session_state.update(severity=[mark["severity"]], rule=[rule] if rule else [])
+        choose(severity=[mark["severity"]], rule=[rule] if rule else [])
 
     parts.on_click(chart, ["name", "severity"], "by rule", "Detections by rule and severity", filter_by)
 

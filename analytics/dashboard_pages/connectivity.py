@@ -8,7 +8,7 @@ import streamlit as st
 import dashboard_parts as parts
 import dashboard_words as words
 from dashboard_parts import stored
-from dashboard_url import in_url
+from dashboard_url import choose, in_url
 from dashboard_view import View
 from dashboard_words import age
 
@@ -192,7 +192,7 @@ def show_signal_by_hour(view: View) -> None:
     parts.on_click(
         chart, ["hour", "signal_band"], "signal by hour",
         "Share of device hours in each signal band, by hour of the day",
-        lambda mark: st.session_state.update(hour=str(mark["hour"]), band=mark["signal_band"]),
+        lambda mark: choose(hour=str(mark["hour"]), band=mark["signal_band"]),
     )  # fmt: skip
     hour, band = (st.session_state[in_url(key, None, known)] for key, known in (("hour", HOURS), ("band", order)))
     if hour and band:
@@ -220,7 +220,7 @@ def show_histogram(view: View) -> None:
     ).properties(height=220)  # fmt: skip
     parts.on_click(
         chart, ["signal_from"], "by signal", "Devices by signal strength",
-        lambda mark: st.session_state.update(signal=f"{mark['signal_from']:g}"),
+        lambda mark: choose(signal=f"{mark['signal_from']:g}"),
     )  # fmt: skip
     chosen = st.session_state[in_url("signal", None, [f"{at:g}" for at in found.signal_from])]
     if chosen:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +85,7 @@ class Visitor:
         context.set_default_timeout(1000 * PATIENCE_S)
         self.page = context.new_page()
         self.runs = 0
+        self.timer = ""  # the fragment whose timer ended last
         self.complaints: list[str] = []
         self.strangers: list[str] = []
         self.failed: list[str] = []
@@ -189,6 +191,33 @@ class Visitor:
             note(ForwardMsg.FromString(frame))
 
         self.page.on("websocket", lambda socket: socket.on("framereceived", parse))
+
+    def let_a_timer_tell_of_each_click(self) -> None:
+        """From the next load on: what is clicked is first told by a fragment's own run, which may happen by itself when
+        its timer ends in the milliseconds between Streamlit's noting a click and its asking for a run."""
+
+        def connect(socket: Any) -> None:
+            server = socket.connect_to_server()
+            held: list[bytes] = []
+
+            def ask(frame: bytes) -> None:
+                message = BackMsg.FromString(frame)
+                if message.rerun_script.fragment_id:
+                    self.timer = message.rerun_script.fragment_id
+                elif self.timer and message.WhichOneof("type") == "rerun_script":
+                    held.append(frame)
+                    message.rerun_script.fragment_id = self.timer
+                server.send(message.SerializeToString())
+
+            def answer(frame: bytes) -> None:
+                socket.send(frame)
+                if held and ForwardMsg.FromString(frame).WhichOneof("type") == "script_finished":
+                    server.send(held.pop())
+
+            socket.on_message(ask)
+            server.on_message(answer)
+
+        self.page.route_web_socket(lambda url: url.endswith("/stream"), connect)
 
     def wait_until(self, holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S

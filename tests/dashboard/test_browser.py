@@ -158,6 +158,15 @@ def test_a_cell_of_the_week_leads_to_its_own_hour(visitor: Callable[..., Visitor
     assert (f"{since:%a}", str(since.hour)) == (cell["weekday"], cell["hour"])
 
 
+def test_a_click_that_a_timer_tells_of_is_not_lost(visitor: Callable[..., Visitor]) -> None:
+    page = visitor()
+    page.let_a_timer_tell_of_each_click()
+    page.reload()
+    page.wait_until(lambda: bool(page.timer))
+    page.click_bar("Events by weekday and hour", at=1)
+    page.wait_for_url_with({"range", "from", "to"})
+
+
 def test_a_live_event_leads_to_its_device(visitor: Callable[..., Visitor]) -> None:
     page = visitor("/?household=trouble")
     page.select_first_row("latest events")
