@@ -245,7 +245,7 @@ class Delivery:
                     raise error  # there is nobody to ask, and kafka-python would wait for ever
                 self._producer.abort_transaction()
             except KafkaError as reason:
-                log.error("the transaction was not aborted either (Kafka will, in a minute): %r", reason)
+                log.error("the transaction was not aborted by us (Kafka has done it, or will in a minute): %r", reason)
 
     def close(self) -> None:
         left = self.in_flight
