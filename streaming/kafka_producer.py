@@ -25,7 +25,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
-from kafka.errors import AuthorizationError, InvalidProducerEpochError, KafkaError, ProducerFencedError, RetriableError
+from kafka.errors import AuthorizationError, KafkaError, KafkaTimeoutError, RetriableError
 
 import kafka_log
 import pipeline_metrics
@@ -47,9 +47,6 @@ from schema_registry import RegistryError, add_registry_options, schema_headers
 from simulator import PROFILES, Simulator, Truth
 from stop_signals import set_soon
 from topics import ensure_topics
-
-# Kafka has ended our transaction, and may have given its name to another producer
-FENCED = (InvalidProducerEpochError, ProducerFencedError)
 
 log = logging.getLogger("producer")
 
@@ -200,8 +197,7 @@ def produce(args: argparse.Namespace, delivery: Delivery, stop: threading.Event,
         done = True
     except KafkaError as error:
         log.error("sending stopped: %r", error)
-        reasons = [error, *(tally.error for tally in delivery.tallies.values())]
-        if args.transactional_id and any(isinstance(reason, FENCED) for reason in reasons):
+        if args.transactional_id and not isinstance(error, (AuthorizationError, KafkaTimeoutError)):
             text = "has another producer --transactional-id %s, or was Kafka away for a minute?"
             log.error(text, args.transactional_id)
         delivery.abort(error)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from event_stream import wait_until
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import ConcurrentTransactionsError, InvalidProducerEpochError, KafkaTimeoutError
 from kafka.producer.transaction_manager import InitProducerIdHandler
@@ -81,9 +82,7 @@ def read(broker: KafkaBroker, topic: str = EVENTS, since: dict[TopicPartition, i
 
 
 def wait_for_records(broker: KafkaBroker, more_than: int) -> None:
-    deadline = time.monotonic() + 60
-    while sum(offsets(broker).values()) <= more_than:
-        assert time.monotonic() < deadline, "the producer sends nothing"
+    wait_until(lambda: sum(offsets(broker).values()) > more_than, timeout=60)
 
 
 def ids(records: list[Any]) -> Counter[str]:
@@ -250,9 +249,7 @@ def transaction(broker: KafkaBroker, name: str) -> Iterator[Delivery]:
         send_events(producing, 20)
         producing.finish()
         send_events(producing, 20)
-        while producing.in_flight:
-            time.sleep(0.01)
-        time.sleep(max(0, producing._transaction_since + 1 - time.monotonic()))
+        wait_until(lambda: not producing.in_flight and producing._commit_is_due())
         yield producing
 
 
@@ -262,10 +259,7 @@ def send_events(producing: Delivery, count: int) -> None:
 
 
 def look_after(producing: Delivery) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        producing.look_after()
-        time.sleep(0.01)
+    wait_until(producing.look_after)
 
 
 @pytest.mark.parametrize("goes_on", [look_after, Delivery.finish])
@@ -289,8 +283,8 @@ def test_what_kafka_aborted_is_not_counted_as_committed(
         begun = background.submit(second.init_transactions)
         try:
             assert aborted.wait(30)
-            while offsets(kafka, isolation_level="read_committed") != offsets(kafka):  # no transaction is open
-                time.sleep(0.01)
+            # no transaction is open any more
+            wait_until(lambda: offsets(kafka, isolation_level="read_committed") == offsets(kafka))
             send_events(first, 10)
             with pytest.raises(InvalidProducerEpochError):
                 goes_on(first)
@@ -313,8 +307,7 @@ def test_a_transaction_is_left_to_a_kafka_that_does_not_answer(
             left.finish()
         left.abort(raised.value)
         broker.resume()
-        while left.in_flight:  # or kafka-python's thread would outlive the test
-            time.sleep(0.01)
+        wait_until(lambda: not left.in_flight)  # or kafka-python's thread would outlive the test
     assert left.acknowledged == 20
 
 
